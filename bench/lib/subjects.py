@@ -1,0 +1,127 @@
+"""What is compared: the same backings, bare and behind each filesystem.
+
+A client's number is its rank: its files lie on drive `rank % drives`, in every subject.
+Each subject has folders of its own on the drives, so that none sees another's files.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+from lab import REPOSITORY, unmount
+
+sys.path.append(str(REPOSITORY / "tests/clients"))
+from mounted import Mount, find_kvfs, mount_entry  # noqa: E402
+
+__all__ = ["Kvfs", "Mergerfs", "Raw", "find_kvfs", "subjects"]
+
+
+class Raw:
+    """The drives themselves: what everything else is measured against."""
+
+    name = "raw"
+
+    def __init__(self, drives, folder):
+        self.backings = drives.folders(folder)
+        self.pid = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def directories(self):
+        """Client i works in directory i modulo their number."""
+        return self.backings
+
+    def clear(self):
+        """Removes all files, by the way that a client has."""
+        for directory in self.directories():
+            for entry in os.scandir(directory):
+                os.unlink(entry.path)
+
+
+class Kvfs(Raw):
+    """kvfs over the drives; `passthrough` as its option of that name."""
+
+    def __init__(self, drives, folder, kvfs, passthrough):
+        super().__init__(drives, folder)
+        self.name = "kvfs" if passthrough == "auto" else f"kvfs, passthrough {passthrough}"
+        root = drives.root
+        self.mount = Mount(kvfs, root / f"mnt-{folder}", self.backings, root / f"{folder}.log",
+                           ["--passthrough", passthrough, "--min-free", "16M"])
+
+    def __enter__(self):
+        self.mount.up()
+        self.pid = self.mount.daemon
+        return self
+
+    def __exit__(self, *_):
+        self.mount.tear_down()
+
+    def directories(self):
+        return [self.mount.point]
+
+
+class Mergerfs(Raw):
+    """mergerfs over the drives, with the caching that suits it.
+
+    It has no rule by rank: each rank has a directory that exists on one drive only, and
+    the policy that keeps to existing paths puts its files there.
+    """
+
+    name = "mergerfs"
+    OPTIONS = ("minfreespace=0,moveonenospc=false,category.create=epff,cache.files=auto-full,"
+               "dropcacheonclose=false,cache.attr=60,cache.entry=60,use_ino,async_read=true")
+
+    def __init__(self, drives, folder):
+        super().__init__(drives, folder)
+        self.point = drives.root / f"mnt-{folder}"
+        self.point.mkdir()
+        for rank, backing in enumerate(self.backings):
+            (backing / f"rank{rank}").mkdir()
+
+    def __enter__(self):
+        branches = ":".join(map(str, self.backings))
+        self.process = subprocess.Popen(["mergerfs", "-f", "-o", self.OPTIONS, branches, self.point],
+                                        stdin=subprocess.DEVNULL)
+        self.pid = self.process.pid
+        deadline = time.monotonic() + 10
+        while mount_entry(self.point) is None:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                raise RuntimeError("mergerfs did not mount")
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_):
+        unmount(self.point)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    def directories(self):
+        return [self.point / f"rank{rank}" for rank in range(len(self.backings))]
+
+
+def subjects(drives, kvfs, prefix):
+    """All that can be compared on this machine; not mounted yet."""
+    found = [
+        Raw(drives, f"{prefix}-raw"),
+        Kvfs(drives, f"{prefix}-pt", kvfs, "auto"),
+        Kvfs(drives, f"{prefix}-np", kvfs, "off"),
+    ]
+    if shutil.which("mergerfs"):
+        found.append(Mergerfs(drives, f"{prefix}-mg"))
+    return found
+
+
+def interleaved(found, reps):
+    """(repetition, subject) in an order in which nobody is always first."""
+    for rep in range(reps):
+        for place in range(len(found)):
+            yield rep, found[(place + rep) % len(found)]
