@@ -37,7 +37,8 @@ class Drives:
 
     def __enter__(self):
         with contextlib.ExitStack() as undo:
-            self.root = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="kvfs-bench-", dir="/var/tmp")))
+            place = os.environ.get("TMPDIR", "/var/tmp")
+            self.root = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="kvfs-bench-", dir=place)))
             images = self.root / "images"
             images.mkdir()
             output("mount", "-t", "tmpfs", "-o", f"size={self.count * self.gib + 1}G", "kvfs-bench", images)
