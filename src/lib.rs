@@ -3,4 +3,6 @@
 //! The rooms and what each is for are listed in `docs/DESIGN.md`; arrows between them only run downward:
 //! `fuse` decodes a request, `fs` decides, `index` finds, `placement` chooses, `backing` acts.
 
+pub mod backing;
+pub mod index;
 pub mod placement;
