@@ -5,4 +5,5 @@
 
 pub mod backing;
 pub mod index;
+pub mod io;
 pub mod placement;

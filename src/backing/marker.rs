@@ -29,7 +29,9 @@ pub fn is_reserved(name: &[u8]) -> bool {
 #[derive(Debug, thiserror::Error)]
 pub enum MarkerError {
     /// It's there, but not one that we wrote.
-    #[error("its marker {MARKER} is damaged ({0}); restore it, or remove it to give the backing a new identity")]
+    #[error(
+        "its marker {MARKER} is damaged ({0}); restore it, or remove it to give the backing a new identity"
+    )]
     Damaged(String),
     /// Another daemon holds it.
     #[error("another kvfs mount is using it; unmount that one first (`kvfs status` lists mounts)")]
@@ -104,7 +106,12 @@ fn parse(text: &str) -> Result<Uuid, MarkerError> {
     let mut lines = text.lines();
     match lines.next() {
         Some(FIRST_LINE) => {}
-        Some(other) => return Err(MarkerError::Damaged(format!("it starts with {:?}", other.get(..40).unwrap_or(other)))),
+        Some(other) => {
+            return Err(MarkerError::Damaged(format!(
+                "it starts with {:?}",
+                other.get(..40).unwrap_or(other)
+            )));
+        }
         None => return Err(MarkerError::Damaged("it is empty".into())),
     }
     let id = lines.find_map(|line| line.strip_prefix("id="));

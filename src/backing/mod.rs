@@ -102,7 +102,9 @@ fn dio_align(file: BorrowedFd<'_>) -> u32 {
     // STATX_DIOALIGN, Linux 6.1 (include/uapi/linux/stat.h); older kernels leave the bit out of the mask.
     let wanted = StatxFlags::from_bits_retain(0x2000);
     match statx(file, c"", AtFlags::EMPTY_PATH, wanted) {
-        Ok(stat) if stat.stx_mask & wanted.bits() != 0 => stat.stx_dio_offset_align.max(stat.stx_dio_mem_align),
+        Ok(stat) if stat.stx_mask & wanted.bits() != 0 => {
+            stat.stx_dio_offset_align.max(stat.stx_dio_mem_align)
+        }
         _ => 0,
     }
 }

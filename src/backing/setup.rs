@@ -178,7 +178,11 @@ where
         } else {
             continue;
         };
-        return Err(SetupError::MountPoint { backing: paths[i].clone(), relation, point: mount_point.to_owned() });
+        return Err(SetupError::MountPoint {
+            backing: paths[i].clone(),
+            relation,
+            point: mount_point.to_owned(),
+        });
     }
     Ok(())
 }

@@ -42,8 +42,9 @@ impl FromStr for MinFree {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is no size; write bytes with an optional K, M, G or T (10G), or a share (2%)");
+        let wrong = || {
+            format!("{text:?} is no size; write bytes with an optional K, M, G or T (10G), or a share (2%)")
+        };
         if let Some(share) = text.strip_suffix('%') {
             let share: f64 = share.trim().parse().map_err(|_| wrong())?;
             return if (0.0..100.0).contains(&share) { Ok(MinFree::Percent(share)) } else { Err(wrong()) };

@@ -170,8 +170,12 @@ impl Index {
             files: vec![0; MAX_BACKINGS],
             ..Index::default()
         };
-        let root =
-            Dir { entry: NO_ENTRY, subdirs: 0, slots: SlotSet::first(backings), children: Children::default() };
+        let root = Dir {
+            entry: NO_ENTRY,
+            subdirs: 0,
+            slots: SlotSet::first(backings),
+            children: Children::default(),
+        };
         index.dirs.insert(DirId::ROOT, root);
         index
     }
@@ -196,7 +200,9 @@ impl Index {
         }
         let wanted = ino.bits() | u64::from(slot.0) << 48;
         let position = self.entries.iter().position(|entry| {
-            entry.dir.0 != NO_ENTRY && entry.target.0 & ((1 << 54) - 1) == wanted && matches!(entry.target.what(), What::File(_))
+            entry.dir.0 != NO_ENTRY
+                && entry.target.0 & ((1 << 54) - 1) == wanted
+                && matches!(entry.target.what(), What::File(_))
         })?;
         Some(EntryId(position as u32))
     }
@@ -332,7 +338,12 @@ impl Index {
     }
 
     /// Adds a file's name. `Ok(Err(entry))` when the name is taken, by that entry.
-    pub fn add_file(&mut self, dir: DirId, name: &[u8], file: FileRef) -> Result<Result<EntryId, EntryId>, Full> {
+    pub fn add_file(
+        &mut self,
+        dir: DirId,
+        name: &[u8],
+        file: FileRef,
+    ) -> Result<Result<EntryId, EntryId>, Full> {
         debug_assert!(file.kind != Kind::Dir);
         let added = self.add(dir, name, What::File(file))?;
         if added.is_ok() {
@@ -342,7 +353,12 @@ impl Index {
     }
 
     /// Adds a directory's name. `Ok(Err(entry))` when the name is taken, by that entry.
-    pub fn add_dir(&mut self, dir: DirId, name: &[u8], slots: SlotSet) -> Result<Result<DirId, EntryId>, Full> {
+    pub fn add_dir(
+        &mut self,
+        dir: DirId,
+        name: &[u8],
+        slots: SlotSet,
+    ) -> Result<Result<DirId, EntryId>, Full> {
         if self.next_dir == NO_ENTRY {
             return Err(Full);
         }

@@ -259,7 +259,8 @@ mod tests {
             assert_eq!(NodeId::dir(dir).node(), Some(Node::Dir(dir)));
         }
         for slot in [Slot(0), Slot(63)] {
-            for ino in [PackedIno::plain(2).unwrap(), PackedIno::plain(WIDE - 1).unwrap(), PackedIno::wide(9)] {
+            for ino in [PackedIno::plain(2).unwrap(), PackedIno::plain(WIDE - 1).unwrap(), PackedIno::wide(9)]
+            {
                 assert_eq!(NodeId::file(slot, ino).node(), Some(Node::File(slot, ino)));
             }
         }

@@ -145,7 +145,12 @@ pub fn read_subtree(source: &Source<'_>) -> Subtree {
 
 /// Makes a subtree part of the index. Where a path is known already, what is known stays the file and what
 /// is new is its shadow: clients may have the known one open.
-pub fn merge_subtree(index: &mut Index, dir: DirId, source: &Source<'_>, subtree: Subtree) -> Result<Report, Full> {
+pub fn merge_subtree(
+    index: &mut Index,
+    dir: DirId,
+    source: &Source<'_>,
+    subtree: Subtree,
+) -> Result<Report, Full> {
     let mut report = Report::default();
     let mut dirs = vec![dir];
     for batch in subtree.0 {
@@ -388,7 +393,8 @@ fn identify(dir: &OwnedFd, name: &[u8], file_type: FileType, ino: u64) -> Option
         FileType::CharacterDevice => Kind::Char,
         FileType::BlockDevice => Kind::Block,
         FileType::Unknown => {
-            let stat = statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE | StatxFlags::INO).ok()?;
+            let stat =
+                statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE | StatxFlags::INO).ok()?;
             return Some((Kind::from_mode(u32::from(stat.stx_mode)), stat.stx_ino));
         }
     };

@@ -60,7 +60,11 @@ fn hard_links_share_a_node() {
     let two = index.add_file(DirId::ROOT, b"two", inode).unwrap().unwrap();
     index.remember(one);
     index.remove(one);
-    assert_eq!(index.find_node(Slot(0), inode.ino), Some(two), "found though the kernel was told of the other");
+    assert_eq!(
+        index.find_node(Slot(0), inode.ino),
+        Some(two),
+        "found though the kernel was told of the other"
+    );
     index.remove(two);
     assert_eq!(index.find_node(Slot(0), inode.ino), None);
 }
