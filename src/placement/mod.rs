@@ -1,6 +1,7 @@
 //! Where a new file goes: the evidence about who is asking.
 
 pub mod names;
+pub mod process;
 
 /// What is to be created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
