@@ -5,5 +5,6 @@
 
 pub mod backing;
 pub mod index;
+pub mod fs;
 pub mod io;
 pub mod placement;

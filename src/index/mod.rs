@@ -207,9 +207,20 @@ impl Index {
         Some(EntryId(position as u32))
     }
 
+    /// Whether the node is one that the kernel was told of and has a name.
+    pub fn find_known(&self, slot: Slot, ino: PackedIno) -> bool {
+        let node = NodeId::file(slot, ino);
+        self.by_node.find(self.hasher.hash_one(node), |e| self.what(EntryId(*e)).node() == node).is_some()
+    }
+
     /// What the entry stands for.
     pub fn what(&self, entry: EntryId) -> What {
         self.entries[entry.0 as usize].target.what()
+    }
+
+    /// Whether the entry (whose number may be another's by now) stands for this file.
+    pub fn is_live(&self, entry: EntryId, file: FileRef) -> bool {
+        self.entries.get(entry.0 as usize).is_some_and(|e| e.dir.0 != NO_ENTRY && e.target.what() == What::File(file))
     }
 
     /// The entry's directory and name.
