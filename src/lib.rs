@@ -4,7 +4,11 @@
 //! `fuse` decodes a request, `fs` decides, `index` finds, `placement` chooses, `backing` acts.
 
 pub mod backing;
-pub mod index;
+pub mod cli;
+pub mod config;
+pub mod control;
 pub mod fs;
+pub mod fuse;
+pub mod index;
 pub mod io;
 pub mod placement;

@@ -83,6 +83,27 @@ impl Attr {
         }
     }
 
+    /// What is known of a node without asking its backing.
+    pub(super) fn unknown(node: NodeId, kind: Kind) -> Attr {
+        let (time, perm) = (Time::default(), 0);
+        Attr {
+            node,
+            kind,
+            perm,
+            generation: 0,
+            size: 0,
+            blocks: 0,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            atime: time,
+            mtime: time,
+            ctime: time,
+        }
+    }
+
     /// The same node gone from its last name.
     pub(super) fn unlinked(self) -> Attr {
         Attr { nlink: 0, ..self }

@@ -41,7 +41,9 @@ static ME: LazyLock<(u32, u32)> =
 const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
 
 fn set_effective(capability: CapabilitySet, on: bool) -> bool {
-    let Ok(CapabilitySets { mut effective, permitted, inheritable }) = capabilities(None) else { return false };
+    let Ok(CapabilitySets { mut effective, permitted, inheritable }) = capabilities(None) else {
+        return false;
+    };
     if on && !permitted.contains(capability) {
         return false;
     }

@@ -7,8 +7,8 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{Error, Fs, NodeId, Result};
-use crate::io::{ReadDone, WriteDone};
 use crate::index::Node;
+use crate::io::{ReadDone, WriteDone};
 
 /// What `lseek` looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,8 @@ impl Fs {
     pub fn fallocate(&self, fh: u64, offset: u64, length: u64, mode: i32) -> Result<()> {
         let handle = self.open.handle(fh)?;
         let flags = FallocateFlags::from_bits_retain(mode as u32);
-        rustix::fs::fallocate(handle.node.writable()?, flags, offset, length).map_err(Error::on(handle.node.slot))
+        rustix::fs::fallocate(handle.node.writable()?, flags, offset, length)
+            .map_err(Error::on(handle.node.slot))
     }
 
     /// The next data or hole at or after `offset`.

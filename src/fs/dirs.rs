@@ -38,7 +38,13 @@ impl Dirs {
     }
 
     /// The directory on the backing. ENOENT when it isn't there.
-    pub(super) fn get(&self, index: &RwLock<Index>, locks: &NameLocks, slot: Slot, dir: DirId) -> Result<DirFd> {
+    pub(super) fn get(
+        &self,
+        index: &RwLock<Index>,
+        locks: &NameLocks,
+        slot: Slot,
+        dir: DirId,
+    ) -> Result<DirFd> {
         if dir == DirId::ROOT {
             return Ok(self.roots[slot.index()].clone());
         }

@@ -40,8 +40,15 @@ impl Error {
     /// How loudly to log it: a fault of a drive or of ours is a warning, everything else is an answer.
     pub fn level(self) -> Level {
         match self.errno {
-            Errno::IO | Errno::NXIO | Errno::NODEV | Errno::ROFS | Errno::UCLEAN | Errno::SHUTDOWN
-            | Errno::MFILE | Errno::NFILE | Errno::NOMEM => Level::WARN,
+            Errno::IO
+            | Errno::NXIO
+            | Errno::NODEV
+            | Errno::ROFS
+            | Errno::UCLEAN
+            | Errno::SHUTDOWN
+            | Errno::MFILE
+            | Errno::NFILE
+            | Errno::NOMEM => Level::WARN,
             Errno::NOSPC | Errno::DQUOT => Level::INFO,
             _ => Level::DEBUG,
         }

@@ -40,7 +40,13 @@ impl Fs {
                 },
                 Some((_, What::Dir(id))) => return self.stat_dir(id),
                 None if self.exclusive => return Err(Errno::NOENT.into()),
-                None => self.probe(dir, name)?,
+                None => {
+                    self.probe(dir, name)?;
+                    // The kernel may have a listing of the directory without the name.
+                    if let Some(invalidate) = self.invalidate.get() {
+                        invalidate(parent);
+                    }
+                }
             }
         }
         Err(Errno::STALE.into())
@@ -191,9 +197,9 @@ impl Fs {
             return Ok(());
         }
         // The newest is the file; of equal ones the lowest slot's.
-        let newest = found.iter().max_by_key(|(slot, _, s)| {
-            (s.stx_ctime.tv_sec, s.stx_ctime.tv_nsec, std::cmp::Reverse(*slot))
-        });
+        let newest = found
+            .iter()
+            .max_by_key(|(slot, _, s)| (s.stx_ctime.tv_sec, s.stx_ctime.tv_nsec, std::cmp::Reverse(*slot)));
         let Some((slot, _, stat)) = newest else { return Err(Errno::NOENT.into()) };
         let mut index = self.index.write();
         let file = FileRef {

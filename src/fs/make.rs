@@ -25,7 +25,14 @@ struct Place {
 
 impl Fs {
     /// Creates and opens a file; opens it if it's there and `O_EXCL` isn't set.
-    pub fn create(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32, flags: i32) -> Result<(Entry, Opened)> {
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Entry, Opened)> {
         let dir = self.dir_of(parent)?;
         check_new_name(name)?;
         if let Some(existing) = self.existing_file(parent, dir, name, flags)? {
@@ -150,12 +157,19 @@ impl Fs {
         let id = self.make_by(
             |candidates| {
                 let path = self.index.read().path_of(dir, name);
-                rendezvous::choose(&path, candidates.iter().filter(|c| c.usable)).map(|c| (Slot(c.slot), None))
+                rendezvous::choose(&path, candidates.iter().filter(|c| c.usable))
+                    .map(|c| (Slot(c.slot), None))
             },
             dir,
             name,
             make,
-            |place, ()| Ok(self.index.write().add_dir(dir, name, SlotSet::one(place.slot))?.map_err(|_| Errno::EXIST)?),
+            |place, ()| {
+                Ok(self
+                    .index
+                    .write()
+                    .add_dir(dir, name, SlotSet::one(place.slot))?
+                    .map_err(|_| Errno::EXIST)?)
+            },
         )?;
         self.stat_dir(id)
     }
@@ -276,11 +290,15 @@ impl Fs {
 
     /// The extended attributes too, as far as this backing takes them.
     fn copy_dir_xattrs(&self, dir: DirId, slot: Slot, made: &OwnedFd) {
-        let Some(from) = self.index.read().slots(dir).and_then(|slots| slots.without(slot).iter().next()) else { return };
+        let Some(from) = self.index.read().slots(dir).and_then(|slots| slots.without(slot).iter().next())
+        else {
+            return;
+        };
         let Ok(fd) = self.dir_fd(from, dir) else { return };
         for name in super::xattr::list_path(&proc_path(&fd)).unwrap_or_default() {
             if let Ok(value) = super::xattr::get_path(&proc_path(&fd), &name) {
-                let _ = rustix::fs::setxattr(proc_path(made), &name[..], &value, rustix::fs::XattrFlags::empty());
+                let _ =
+                    rustix::fs::setxattr(proc_path(made), &name[..], &value, rustix::fs::XattrFlags::empty());
             }
         }
     }
@@ -290,7 +308,13 @@ impl Fs {
 fn passes_over(errno: Errno) -> bool {
     matches!(
         errno,
-        Errno::NOSPC | Errno::DQUOT | Errno::ROFS | Errno::IO | Errno::NODEV | Errno::NXIO | Errno::SHUTDOWN | Errno::UCLEAN
+        Errno::NOSPC
+            | Errno::DQUOT
+            | Errno::ROFS
+            | Errno::IO
+            | Errno::NODEV
+            | Errno::NXIO
+            | Errno::SHUTDOWN
+            | Errno::UCLEAN
     )
 }
-

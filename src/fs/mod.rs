@@ -87,6 +87,7 @@ pub struct Fs {
     decisions: Mutex<LruCache<NodeId, Decision>>,
     removed_dirs: Mutex<LruCache<DirId, Attr>>,
     scan: Report,
+    invalidate: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
     /// What was done and how often.
     pub counters: Counters,
 }
@@ -123,6 +124,7 @@ impl Fs {
             decisions: Mutex::new(LruCache::new(keep(REMEMBERED_DECISIONS))),
             removed_dirs: Mutex::new(LruCache::new(keep(4096))),
             scan,
+            invalidate: OnceLock::new(),
             counters: Counters::default(),
         })
     }
@@ -130,6 +132,11 @@ impl Fs {
     /// The kernel passes file data through, by this registry, where a backing allows it.
     pub fn set_registry(&self, registry: Arc<BackingRegistry>) {
         let _ = self.registry.set(registry);
+    }
+
+    /// Who tells the kernel to ask again for what it knows of a node.
+    pub fn set_invalidator(&self, invalidate: impl Fn(NodeId) + Send + Sync + 'static) {
+        let _ = self.invalidate.set(Box::new(invalidate));
     }
 
     /// The backings, by slot.

@@ -131,7 +131,8 @@ impl OpenTable {
         }
         shard.remove(&open.node);
         // Dropping a record closes files: not under the locks.
-        let dropped = if keep { self.idle.lock().push(open.node, open).map(|(_, old)| old) } else { Some(open) };
+        let dropped =
+            if keep { self.idle.lock().push(open.node, open).map(|(_, old)| old) } else { Some(open) };
         drop(shard);
         drop(dropped);
     }
@@ -338,7 +339,14 @@ impl NodeFd {
 
 impl OpenNode {
     fn new(node: NodeId, slot: Slot, fd: OwnedFd, fd_is_writable: bool) -> OpenNode {
-        OpenNode { node, slot, fd, writable: OnceLock::new(), fd_is_writable, mode: Mutex::new(DataMode::Undecided) }
+        OpenNode {
+            node,
+            slot,
+            fd,
+            writable: OnceLock::new(),
+            fd_is_writable,
+            mode: Mutex::new(DataMode::Undecided),
+        }
     }
 }
 

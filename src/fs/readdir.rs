@@ -4,9 +4,11 @@
 //! is good for as long as the mount lives. What a listing says was in the index, not asked of the disk; the
 //! attributes that go with it are asked of the disk.
 
+use rustix::io::Errno;
+
 use super::attr::Attr;
 use super::{Fs, NodeId, Result};
-use crate::index::{Kind, What};
+use crate::index::{DirId, Kind, What};
 
 /// An entry as a listing shows it.
 #[derive(Clone, Copy, Debug)]
@@ -24,13 +26,10 @@ pub struct DirEntry<'a> {
 /// An entry with its attributes.
 #[derive(Clone, Debug)]
 pub struct DirEntryPlus {
-    /// The attributes; `None` for `.` and `..`, and for what couldn't be asked: the kernel looks it up when
-    /// it's needed.
-    pub attr: Option<Attr>,
-    /// Its node.
-    pub node: NodeId,
-    /// Its type.
-    pub kind: Kind,
+    /// The attributes. Only node and type are right where `known` is false.
+    pub attr: Attr,
+    /// Whether the backing could be asked. `.` and `..` aren't asked about.
+    pub known: bool,
     /// Its name.
     pub name: Vec<u8>,
     /// Where to go on after it.
@@ -44,7 +43,12 @@ const BATCH: usize = 64;
 
 impl Fs {
     /// Lists from cookie `offset` on, until `add` says (by true) that it has no room for the entry.
-    pub fn readdir(&self, node: NodeId, offset: u64, mut add: impl FnMut(DirEntry<'_>) -> bool) -> Result<()> {
+    pub fn readdir(
+        &self,
+        node: NodeId,
+        offset: u64,
+        mut add: impl FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<()> {
         let dir = self.dir_of(node)?;
         let index = self.index.read();
         let parent = NodeId::dir(index.parent(dir));
@@ -65,43 +69,55 @@ impl Fs {
         Ok(())
     }
 
-    /// The same with attributes. Every entry that was added and has attributes counts as looked up.
-    pub fn readdirplus(&self, node: NodeId, offset: u64, mut add: impl FnMut(&DirEntryPlus) -> bool) -> Result<()> {
+    /// The same with attributes. Every entry that was added, but for `.` and `..`, counts as looked up.
+    pub fn readdirplus(
+        &self,
+        node: NodeId,
+        offset: u64,
+        mut add: impl FnMut(&DirEntryPlus) -> bool,
+    ) -> Result<()> {
         let dir = self.dir_of(node)?;
         let mut offset = offset;
         loop {
-            let mut batch: Vec<DirEntryPlus> = Vec::new();
+            let mut batch: Vec<DirEntryPlus> = Vec::with_capacity(BATCH);
             self.readdir(node, offset, |e| {
-                let entry =
-                    DirEntryPlus { attr: None, node: e.node, kind: e.kind, name: e.name.to_vec(), next: e.next };
-                batch.push(entry);
-                batch.len() > BATCH
+                let full = batch.len() == BATCH;
+                if !full {
+                    let attr = Attr::unknown(e.node, e.kind);
+                    batch.push(DirEntryPlus { attr, known: false, name: e.name.to_vec(), next: e.next });
+                }
+                full
             })?;
-            let more = batch.len() > BATCH;
-            batch.truncate(BATCH);
+            let last = batch.len() < BATCH;
             for mut entry in batch {
-                if offset >= DOTS || !matches!(&entry.name[..], b"." | b"..") {
-                    entry.attr = self.attr_of_listed(dir, &entry.name);
+                let at = std::mem::replace(&mut offset, entry.next);
+                if at >= DOTS {
+                    match self.attr_of_listed(dir, &entry.name) {
+                        Ok(attr) => (entry.attr, entry.known) = (attr, true),
+                        // Removed meanwhile.
+                        Err(e) if matches!(e.errno(), Errno::STALE | Errno::NOENT) => continue,
+                        // It's there, on a backing that can't tell more.
+                        Err(_) => {}
+                    }
                 }
                 if add(&entry) {
                     return Ok(());
                 }
-                offset = entry.next;
             }
-            if !more {
+            if last {
                 return Ok(());
             }
         }
     }
 
-    fn attr_of_listed(&self, dir: crate::index::DirId, name: &[u8]) -> Option<Attr> {
-        let (entry, what) = self.index.read().find(dir, name)?;
+    fn attr_of_listed(&self, dir: DirId, name: &[u8]) -> Result<Attr> {
+        let (entry, what) = self.index.read().find(dir, name).ok_or(Errno::NOENT)?;
         match what {
-            What::Dir(id) => self.stat_dir(id).ok(),
+            What::Dir(id) => self.stat_dir(id),
             What::File(file) => {
-                let (attr, _) = self.stat_entry(dir, name, file).ok()?;
+                let (attr, _) = self.stat_entry(dir, name, file)?;
                 self.remember(entry, file);
-                Some(attr)
+                Ok(attr)
             }
         }
     }

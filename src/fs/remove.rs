@@ -70,9 +70,9 @@ impl Fs {
     /// merged directory.
     pub(super) fn remove_dir_on(&self, parent: DirId, name: &[u8], id: DirId, slots: SlotSet) -> Result<()> {
         for slot in slots.iter() {
-            let removed = self.dir_fd(slot, parent).and_then(|fd| {
-                rustix::fs::unlinkat(&fd, name, AtFlags::REMOVEDIR).map_err(Error::on(slot))
-            });
+            let removed = self
+                .dir_fd(slot, parent)
+                .and_then(|fd| rustix::fs::unlinkat(&fd, name, AtFlags::REMOVEDIR).map_err(Error::on(slot)));
             match removed {
                 Ok(()) => {}
                 Err(e) if e.errno() == Errno::NOENT => {}

@@ -36,7 +36,14 @@ struct Side {
 
 impl Fs {
     /// Renames.
-    pub fn rename(&self, parent: NodeId, name: &[u8], newparent: NodeId, newname: &[u8], mode: RenameMode) -> Result<()> {
+    pub fn rename(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        newparent: NodeId,
+        newname: &[u8],
+        mode: RenameMode,
+    ) -> Result<()> {
         let from = (self.dir_of(parent)?, name);
         let to = (self.dir_of(newparent)?, newname);
         check_name(name)?;
@@ -95,7 +102,14 @@ impl Fs {
         }
     }
 
-    fn rename_file(&self, from: Name<'_>, source: Side, file: FileRef, to: Name<'_>, target: Option<Side>) -> Result<()> {
+    fn rename_file(
+        &self,
+        from: Name<'_>,
+        source: Side,
+        file: FileRef,
+        to: Name<'_>,
+        target: Option<Side>,
+    ) -> Result<()> {
         let replaced = match target.map(|t| (t, t.what)) {
             Some((_, What::Dir(_))) => return Err(Errno::ISDIR.into()),
             // Two names of one file: POSIX has rename do nothing.
@@ -130,7 +144,14 @@ impl Fs {
         Ok(())
     }
 
-    fn rename_dir(&self, from: Name<'_>, source: Side, dir: DirId, to: Name<'_>, target: Option<Side>) -> Result<()> {
+    fn rename_dir(
+        &self,
+        from: Name<'_>,
+        source: Side,
+        dir: DirId,
+        to: Name<'_>,
+        target: Option<Side>,
+    ) -> Result<()> {
         let slots = self.slots_of(source.what);
         let replaced = match target.map(|t| (t.entry, t.what)) {
             Some((_, What::File(_))) => return Err(Errno::NOTDIR.into()),
@@ -147,7 +168,8 @@ impl Fs {
         }
         if let Some((_, other, other_slots, last)) = replaced {
             // Empty to clients; each backing has to agree before anything is renamed over it.
-            self.remove_dir_on(to.0, to.1, other, other_slots).inspect_err(|_| self.restore_dir(to, other, last))?;
+            self.remove_dir_on(to.0, to.1, other, other_slots)
+                .inspect_err(|_| self.restore_dir(to, other, last))?;
         }
         let mut done = Vec::new();
         for slot in slots.iter() {
@@ -158,7 +180,10 @@ impl Fs {
                 Err(e) => {
                     for slot in done {
                         if let Err(e) = self.rename_on(slot, to, from, RenameFlags::NOREPLACE) {
-                            tracing::error!("a directory half renamed could not be put back on backing {}: {e}", slot.0);
+                            tracing::error!(
+                                "a directory half renamed could not be put back on backing {}: {e}",
+                                slot.0
+                            );
                         }
                     }
                     if let Some((_, other, _, last)) = replaced {
@@ -217,7 +242,9 @@ impl Fs {
         self.remove_copies(from.0, from.1, source.shadows)?;
         self.remove_copies(to.0, to.1, target.shadows)?;
         match (source.what, target.what) {
-            (What::File(a), What::File(b)) if a.slot != b.slot => self.exchange_files(from, a.slot, to, b.slot)?,
+            (What::File(a), What::File(b)) if a.slot != b.slot => {
+                self.exchange_files(from, a.slot, to, b.slot)?
+            }
             _ => self.exchange_on_each(from, self.slots_of(source.what), to, self.slots_of(target.what))?,
         }
         let mut index = self.index.write();
@@ -239,7 +266,13 @@ impl Fs {
     }
 
     /// On each backing what is there of the two changes places.
-    fn exchange_on_each(&self, from: Name<'_>, from_slots: SlotSet, to: Name<'_>, to_slots: SlotSet) -> Result<()> {
+    fn exchange_on_each(
+        &self,
+        from: Name<'_>,
+        from_slots: SlotSet,
+        to: Name<'_>,
+        to_slots: SlotSet,
+    ) -> Result<()> {
         let swap = |slot: Slot| match (from_slots.has(slot), to_slots.has(slot)) {
             (true, true) => self.rename_on(slot, from, to, RenameFlags::EXCHANGE),
             (true, false) => self.rename_on(slot, from, to, RenameFlags::NOREPLACE),
@@ -255,7 +288,10 @@ impl Fs {
             if let Err(e) = swap(slot) {
                 for slot in done {
                     if let Err(e) = undo(slot) {
-                        tracing::error!("names half exchanged could not be put back on backing {}: {e}", slot.0);
+                        tracing::error!(
+                            "names half exchanged could not be put back on backing {}: {e}",
+                            slot.0
+                        );
                     }
                 }
                 return Err(e);

@@ -220,7 +220,9 @@ impl Index {
 
     /// Whether the entry (whose number may be another's by now) stands for this file.
     pub fn is_live(&self, entry: EntryId, file: FileRef) -> bool {
-        self.entries.get(entry.0 as usize).is_some_and(|e| e.dir.0 != NO_ENTRY && e.target.what() == What::File(file))
+        self.entries
+            .get(entry.0 as usize)
+            .is_some_and(|e| e.dir.0 != NO_ENTRY && e.target.what() == What::File(file))
     }
 
     /// The entry's directory and name.

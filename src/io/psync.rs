@@ -86,7 +86,7 @@ fn read(fd: BorrowedFd<'_>, start: u64, size: usize, buffer: &mut Buffer) -> io:
         // SAFETY: the buffer holds `size` bytes and is used by nobody else.
         let room = unsafe { std::slice::from_raw_parts_mut(buffer.as_ptr().add(got).cast(), size - got) };
         match rustix::io::pread::<_, &mut [std::mem::MaybeUninit<u8>]>(fd, room, start + got as u64) {
-            Ok((init, _)) if init.is_empty() => break,
+            Ok(([], _)) => break,
             Ok((init, _)) => got += init.len(),
             Err(rustix::io::Errno::INTR) => {}
             // A direct read goes on after its last whole block only at the end of the file.
