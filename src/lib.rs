@@ -3,4 +3,12 @@
 //! The rooms and what each is for are listed in `docs/DESIGN.md`; arrows between them only run downward:
 //! `fuse` decodes a request, `fs` decides, `index` finds, `placement` chooses, `backing` acts.
 
+pub mod backing;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod fs;
+pub mod fuse;
+pub mod index;
+pub mod io;
 pub mod placement;

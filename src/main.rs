@@ -1,3 +1,7 @@
 //! Parses the command line, runs the subcommand, and turns its result into an exit status.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kvfs::cli::main()
+}

@@ -1,1 +1,177 @@
-//! Where a new file goes.
+//! Where a new file goes: the policies, and the evidence about who is asking.
+//!
+//! A policy is asked once per file, at CREATE, and its answer is kept with the file. It never touches a
+//! backing: it sees names, the caller's ids and a list of [`Candidate`]s, so every rule can be tested
+//! without a mount. What always holds: a backing that isn't usable is never chosen, a usable one is found
+//! whenever there is one, and *not knowing* who asks never means "the first backing".
+
+mod by_gpu;
+mod decision;
+mod hash;
+pub mod names;
+pub mod process;
+pub mod rendezvous;
+
+pub use by_gpu::ByGpu;
+pub use decision::{Basis, Decision, Detail, Ordinal, Reason};
+pub use hash::Hash;
+
+use thiserror::Error;
+use uuid::Uuid;
+
+/// A backing as placement sees it.
+///
+/// Policies are given all backings in the order of the `--backing` list, the unusable ones too: the list's
+/// length is the modulus of `by_gpu`, and must not change because a drive is full for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its place in the `--backing` list, counted from 0.
+    pub slot: u8,
+    /// What the backing is known by when the list is reordered.
+    pub id: Uuid,
+    /// Its capacity in bytes. Only the proportions matter.
+    pub weight: u64,
+    /// Whether it takes new files: not draining, read-only, failed or below its reserve.
+    pub usable: bool,
+}
+
+/// Who asks for a file to be created, as the FUSE request header says it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Asker {
+    /// The calling *thread's* id in the daemon's pid namespace; 0 when the caller isn't visible from there.
+    pub tid: u32,
+    /// The caller's user id.
+    pub uid: u32,
+    /// The caller's group id.
+    pub gid: u32,
+}
+
+/// What is to be created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target<'a> {
+    /// The path relative to the mount root: no leading slash, raw bytes, not necessarily UTF-8.
+    pub path: &'a [u8],
+}
+
+impl<'a> Target<'a> {
+    /// The last component.
+    pub fn name(&self) -> &'a [u8] {
+        self.components().next().unwrap_or_default()
+    }
+
+    /// The components from the last to the first: the name, its parent directory, and so on.
+    pub fn components(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.path.rsplit(|&b| b == b'/')
+    }
+}
+
+/// A rule that says on which backing a new file goes.
+pub trait Policy: Send + Sync {
+    /// The name by which the policy is chosen on the command line.
+    fn name(&self) -> &'static str;
+
+    /// Chooses the backing for `target`; `None` when no backing is usable.
+    ///
+    /// `backings` is every backing, in the order of the `--backing` list.
+    fn choose(&self, asker: &Asker, target: &Target<'_>, backings: &[Candidate]) -> Option<Decision>;
+
+    /// What the rule says of a name when the process that created it is no longer known, for people.
+    fn explain(&self, target: &Target<'_>, backings: &[Candidate]) -> String {
+        match self.choose(&Asker::default(), target, backings) {
+            Some(decision) => format!("{}, from the name alone: {}", self.name(), decision.detail),
+            None => format!("{}: no backing takes new files", self.name()),
+        }
+    }
+}
+
+type MakePolicy = fn() -> Box<dyn Policy>;
+
+/// The policies there are, by name, with what makes one.
+const POLICIES: &[(&str, MakePolicy)] =
+    &[(by_gpu::NAME, || Box::new(ByGpu::default())), (hash::NAME, || Box::new(Hash))];
+
+/// Makes the policy called `name`.
+///
+/// # Errors
+/// [`UnknownPolicy`] when there is none of that name; its message lists those there are.
+pub fn policy_by_name(name: &str) -> Result<Box<dyn Policy>, UnknownPolicy> {
+    POLICIES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, make)| make())
+        .ok_or_else(|| UnknownPolicy::new(name))
+}
+
+/// A policy name that no policy has.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("unknown placement policy {value:?}: the policies are {known}{}", .nearest.map_or(String::new(), |n| format!("; did you mean {n:?}?")))]
+pub struct UnknownPolicy {
+    /// What was asked for.
+    pub value: String,
+    /// The policies there are, as a list for people.
+    pub known: String,
+    /// The policy whose name is closest to `value`, if one is close at all.
+    pub nearest: Option<&'static str>,
+}
+
+impl UnknownPolicy {
+    fn new(value: &str) -> Self {
+        let names = || POLICIES.iter().map(|(name, _)| *name);
+        let nearest = names()
+            .map(|name| (edit_distance(value, name), name))
+            .min()
+            .filter(|(distance, name)| *distance <= name.len() / 2)
+            .map(|(_, name)| name);
+        Self { value: value.to_owned(), known: names().collect::<Vec<_>>().join(", "), nearest }
+    }
+}
+
+/// The Levenshtein distance, ignoring ASCII case.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(!x.eq_ignore_ascii_case(&y));
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_policy_is_found_by_its_own_name() {
+        for (name, _) in POLICIES {
+            assert_eq!(policy_by_name(name).map(|p| p.name()), Ok(*name));
+        }
+    }
+
+    #[test]
+    fn an_unknown_policy_is_named_with_the_nearest_one() {
+        let message = |value| match policy_by_name(value) {
+            Ok(policy) => panic!("{value} is {}", policy.name()),
+            Err(e) => e.to_string(),
+        };
+        assert_eq!(
+            message("by-gpu"),
+            r#"unknown placement policy "by-gpu": the policies are by_gpu, hash; did you mean "by_gpu"?"#
+        );
+        assert!(message("HASHED").ends_with(r#"did you mean "hash"?"#));
+        assert!(message("something else").ends_with("the policies are by_gpu, hash"));
+        assert!(message("").ends_with("by_gpu, hash"));
+    }
+
+    #[test]
+    fn components_are_counted_from_the_name() {
+        let target = Target { path: b"a/b/c" };
+        assert_eq!(target.name(), b"c");
+        assert_eq!(target.components().collect::<Vec<_>>(), [b"c", b"b", b"a"]);
+        assert_eq!(Target { path: b"" }.name(), b"");
+    }
+}

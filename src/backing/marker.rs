@@ -1,0 +1,159 @@
+//! The marker in each backing: who it is, whatever its path, and who uses it now.
+//!
+//! What always holds: a backing's identity is made once and stays with the directory, so neither the order
+//! of `--backing` nor a renamed path changes where a name hashes to; and a backing serves one mount at a
+//! time (`flock` on the marker, given back by the kernel when the daemon ends in whatever way).
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
+use uuid::Uuid;
+
+/// Names that start with this are kvfs's own: not visible in the mount, not to be made by clients.
+pub const RESERVED_PREFIX: &[u8] = b".kvfs-";
+
+/// The marker's name in a backing's root.
+pub const MARKER: &str = ".kvfs-backing";
+
+const FIRST_LINE: &str = "kvfs backing v1";
+
+/// Whether a name is kvfs's own.
+pub fn is_reserved(name: &[u8]) -> bool {
+    name.starts_with(RESERVED_PREFIX)
+}
+
+/// What can be wrong with a marker.
+#[derive(Debug, thiserror::Error)]
+pub enum MarkerError {
+    /// It's there, but not one that we wrote.
+    #[error(
+        "its marker {MARKER} is damaged ({0}); restore it, or remove it to give the backing a new identity"
+    )]
+    Damaged(String),
+    /// Another daemon holds it.
+    #[error("another kvfs mount is using it; unmount that one first (`kvfs status` lists mounts)")]
+    InUse,
+    /// The disk said no.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A backing's marker, locked for this process.
+#[derive(Debug)]
+pub struct Marker {
+    /// The backing's identity.
+    pub id: Uuid,
+    /// Whether this call made it.
+    pub created: bool,
+    file: File,
+}
+
+impl Marker {
+    /// Reads the marker of the backing `path`, whose directory is open as `root`, or makes one; and locks it.
+    pub fn open(path: &Path, root: impl AsFd) -> Result<Marker, MarkerError> {
+        let mut created = false;
+        let file = match open_existing(&root) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                created = true;
+                create(path)?;
+                open_existing(&root)?
+            }
+            Err(e) => return Err(e.into()),
+        };
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(MarkerError::InUse),
+            Err(e) => return Err(io::Error::from(e).into()),
+        }
+        let mut text = String::new();
+        (&file).take(4096).read_to_string(&mut text).map_err(|e| MarkerError::Damaged(e.to_string()))?;
+        Ok(Marker { id: parse(&text)?, created, file })
+    }
+
+    /// The marker's file: a regular file of the backing that is always there, to probe the backing with.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+fn open_existing(root: impl AsFd) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    Ok(File::from(openat(root, MARKER, flags, Mode::empty())?))
+}
+
+/// Writes a new marker so that it's either whole or not there, and never replaces one.
+fn create(path: &Path) -> io::Result<()> {
+    let mut file = tempfile::Builder::new().prefix(".kvfs-backing-").tempfile_in(path)?;
+    write!(
+        file,
+        "{FIRST_LINE}\nid={}\n# The identity of this kvfs backing. Keep it with the directory; never copy it to another one.\n",
+        Uuid::new_v4()
+    )?;
+    file.as_file().sync_all()?;
+    match file.persist_noclobber(path.join(MARKER)) {
+        Ok(_) => Ok(()),
+        // Someone was faster: theirs is the marker.
+        Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e.error),
+    }
+}
+
+fn parse(text: &str) -> Result<Uuid, MarkerError> {
+    let mut lines = text.lines();
+    match lines.next() {
+        Some(FIRST_LINE) => {}
+        Some(other) => {
+            return Err(MarkerError::Damaged(format!(
+                "it starts with {:?}",
+                other.get(..40).unwrap_or(other)
+            )));
+        }
+        None => return Err(MarkerError::Damaged("it is empty".into())),
+    }
+    let id = lines.find_map(|line| line.strip_prefix("id="));
+    id.and_then(|id| Uuid::parse_str(id.trim()).ok())
+        .ok_or_else(|| MarkerError::Damaged("it has no valid line `id=`".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(dir: &Path) -> Result<Marker, MarkerError> {
+        Marker::open(dir, File::open(dir).unwrap())
+    }
+
+    #[test]
+    fn an_identity_is_made_once_and_used_once_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path()).unwrap();
+        assert!(first.created);
+        assert!(matches!(open(dir.path()), Err(MarkerError::InUse)));
+        let id = first.id;
+        drop(first);
+        let again = open(dir.path()).unwrap();
+        assert_eq!((again.id, again.created), (id, false));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing but the marker");
+    }
+
+    #[test]
+    fn a_damaged_marker_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        for bad in [&b""[..], b"hello", b"kvfs backing v1\n", b"kvfs backing v1\nid=7\n", &[0xff; 64]] {
+            std::fs::write(dir.path().join(MARKER), bad).unwrap();
+            assert!(matches!(open(dir.path()), Err(MarkerError::Damaged(_))), "{bad:?}");
+            assert_eq!(std::fs::read(dir.path().join(MARKER)).unwrap(), bad);
+        }
+    }
+
+    #[test]
+    fn a_symbolic_link_is_no_marker() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join(MARKER)).unwrap();
+        assert!(open(dir.path()).is_err());
+    }
+}

@@ -1,0 +1,110 @@
+//! One backing: a directory on a drive, with its identity, its room and its state.
+//!
+//! What always holds: a backing is used through the directory that was open when the mount started (`root`),
+//! never through its path again, so a renamed or over-mounted path changes nothing; and every access below
+//! it resolves beneath it, without symbolic links and without crossing into another mount.
+
+mod marker;
+pub mod mountinfo;
+mod setup;
+mod space;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use uuid::Uuid;
+
+use crate::index::Slot;
+pub use marker::{MARKER, Marker, MarkerError, RESERVED_PREFIX, is_reserved};
+pub use setup::{SetupError, prepare};
+pub use space::{MinFree, Room, Space};
+
+/// Whether the kernel passes a backing's data through, and if not, why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Passthrough {
+    /// Reads and writes go from the kernel to the backing file.
+    On,
+    /// They go through the daemon, for this reason.
+    Off(String),
+}
+
+/// One backing directory.
+#[derive(Debug)]
+pub struct Backing {
+    /// Its place in the `--backing` list.
+    pub slot: Slot,
+    /// Its path as the operator gave it, made absolute.
+    pub path: PathBuf,
+    /// Its own number (`st_dev`): backings with the same one share a file system.
+    pub device: u64,
+    /// The file system's type as mountinfo tells it: `xfs`.
+    pub fs_type: String,
+    /// The alignment that direct I/O needs here, in bytes (`STATX_DIOALIGN`; 0 where direct I/O is refused
+    /// or the kernel can't tell).
+    pub dio_align: u32,
+    /// Its room.
+    pub space: Space,
+    marker: Marker,
+    root: OwnedFd,
+    passthrough: OnceLock<Passthrough>,
+}
+
+impl Backing {
+    /// The identity from its marker.
+    pub fn id(&self) -> Uuid {
+        self.marker.id
+    }
+
+    /// Its root directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// A regular file of this backing that is always there.
+    pub fn probe_file(&self) -> BorrowedFd<'_> {
+        self.marker.file().as_fd()
+    }
+
+    /// Whether the kernel passes data through; decided once, when the session has started.
+    pub fn passthrough(&self) -> &Passthrough {
+        static UNDECIDED: Passthrough = Passthrough::Off(String::new());
+        self.passthrough.get().unwrap_or(&UNDECIDED)
+    }
+
+    /// Decides it. The first word counts.
+    pub fn set_passthrough(&self, state: Passthrough) {
+        let _ = self.passthrough.set(state);
+    }
+
+    /// Whether new files may be put here.
+    pub fn takes_new_files(&self) -> bool {
+        self.space.has_room(self.root())
+    }
+
+    /// Opens the directory `path` (relative, below the root; empty for the root itself).
+    pub fn open_dir(&self, path: &[u8]) -> io::Result<OwnedFd> {
+        open_dir_below(self.root(), if path.is_empty() { b"." } else { path })
+    }
+}
+
+/// Opens a directory beneath `dir`, with `O_PATH`, through no symbolic link and into no other mount.
+pub fn open_dir_below(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    Ok(openat2(dir, path, flags, Mode::empty(), resolve)?)
+}
+
+/// The alignment that direct I/O on `file` needs (0: unknown or refused).
+fn dio_align(file: BorrowedFd<'_>) -> u32 {
+    // STATX_DIOALIGN, Linux 6.1 (include/uapi/linux/stat.h); older kernels leave the bit out of the mask.
+    let wanted = StatxFlags::from_bits_retain(0x2000);
+    match statx(file, c"", AtFlags::EMPTY_PATH, wanted) {
+        Ok(stat) if stat.stx_mask & wanted.bits() != 0 => {
+            stat.stx_dio_offset_align.max(stat.stx_dio_mem_align)
+        }
+        _ => 0,
+    }
+}

@@ -1,0 +1,347 @@
+//! Checks a mount's list of backings and opens them.
+//!
+//! What always holds: either every backing is usable, has its marker and is locked, or nothing is left
+//! behind: directories and markers that a failed call made are removed again. No two backings overlap, and
+//! none overlaps the mount point, by path, by inode, or through a bind mount.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, Mode, OFlags, StatVfsMountFlags, accessat, fstatvfs, open};
+
+use super::{Backing, Marker, MarkerError, MinFree, Room, Space, dio_align, mountinfo};
+use crate::index::{MAX_BACKINGS, Slot};
+
+/// Why a list of backings can't be used. Each message is one sentence that names the value and the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// No backing was named.
+    #[error("no backing given; name at least one directory: --backing /nvme0/kv,/nvme1/kv")]
+    None,
+    /// More than a mount can have.
+    #[error("{0} backings given; a mount can have at most {MAX_BACKINGS}")]
+    TooMany(usize),
+    /// The same directory twice.
+    #[error("backing {0} is the same directory as backing {1}; name each directory once")]
+    Duplicate(PathBuf, PathBuf),
+    /// One inside another.
+    #[error("backing {0} lies inside backing {1}; choose directories that don't contain each other")]
+    Nested(PathBuf, PathBuf),
+    /// It overlaps with the mount point.
+    #[error("backing {backing} {relation} mount point {point}; choose a mount point outside all backings")]
+    MountPoint {
+        /// The backing.
+        backing: PathBuf,
+        /// How they overlap, as a verb.
+        relation: &'static str,
+        /// The mount point.
+        point: PathBuf,
+    },
+    /// Something else is at that path.
+    #[error("backing {0} is not a directory; name a directory, or a path that doesn't exist yet")]
+    NotADirectory(PathBuf),
+    /// It can't be written.
+    #[error("backing {0} is not writable for this user ({1}); change its owner or mode, or mount as root")]
+    NotWritable(PathBuf, io::Error),
+    /// Its file system is mounted read-only.
+    #[error("backing {0} is on a read-only file system; remount it read-write (mount -o remount,rw)")]
+    ReadOnly(PathBuf),
+    /// Another daemon has it.
+    #[error("backing {0}: {1}")]
+    InUse(PathBuf, MarkerError),
+    /// Its identity can't be told.
+    #[error("backing {0}: {1}")]
+    BadMarker(PathBuf, MarkerError),
+    /// Two backings say they are the same one.
+    #[error("backings {0} and {1} have the same identity in their markers, so one is a copy of the other; remove {marker} from the copy", marker = super::MARKER)]
+    SameIdentity(PathBuf, PathBuf),
+    /// It couldn't be made or opened.
+    #[error("backing {0} can't be used: {1}")]
+    Io(PathBuf, io::Error),
+}
+
+/// What a failed setup takes back.
+#[derive(Default)]
+struct Made {
+    dirs: Vec<PathBuf>,
+    markers: Vec<PathBuf>,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for marker in &self.markers {
+            let _ = fs::remove_file(marker);
+        }
+        for dir in self.dirs.iter().rev() {
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+impl Made {
+    /// All went well: nothing is taken back.
+    fn keep(mut self) {
+        self.dirs.clear();
+        self.markers.clear();
+    }
+}
+
+/// Makes the backings ready, in the order given. `mount_point` is an absolute path without symbolic links.
+pub fn prepare(paths: &[PathBuf], mount_point: &Path, min_free: MinFree) -> Result<Vec<Backing>, SetupError> {
+    if paths.is_empty() {
+        return Err(SetupError::None);
+    }
+    if paths.len() > MAX_BACKINGS {
+        return Err(SetupError::TooMany(paths.len()));
+    }
+    // By path first, so that a wrong list makes no directory.
+    let absolute: Vec<PathBuf> = paths.iter().map(|p| resolve(p)).collect::<Result<_, _>>()?;
+    check_overlap(&absolute, mount_point, |path| Ok(path.to_owned()))?;
+
+    let mut made = Made::default();
+    for path in &absolute {
+        make_dir(path, &mut made)?;
+    }
+    let canonical: Vec<PathBuf> = absolute
+        .iter()
+        .map(|p| fs::canonicalize(p).map_err(|e| SetupError::Io(p.clone(), e)))
+        .collect::<Result<_, _>>()?;
+    check_same_inode(&canonical, mount_point)?;
+    // Where bind mounts lead to the same place: compare paths inside the file systems.
+    check_overlap(&canonical, mount_point, fs_path)?;
+
+    let mut backings: Vec<Backing> = Vec::with_capacity(paths.len());
+    for (slot, path) in canonical.iter().enumerate() {
+        let backing = open_backing(Slot(slot as u8), path, min_free, &mut made)?;
+        if let Some(twin) = backings.iter().find(|other| other.id() == backing.id()) {
+            return Err(SetupError::SameIdentity(twin.path.clone(), backing.path));
+        }
+        backings.push(backing);
+    }
+    made.keep();
+    Ok(backings)
+}
+
+/// The path made absolute, with the part of it that exists freed from symbolic links and dots.
+fn resolve(path: &Path) -> Result<PathBuf, SetupError> {
+    let io = |e| SetupError::Io(path.to_owned(), e);
+    let absolute = std::path::absolute(path).map_err(io)?;
+    let mut missing = Vec::new();
+    let mut at = absolute.as_path();
+    loop {
+        match fs::canonicalize(at) {
+            Ok(real) => return Ok(missing.iter().rev().fold(real, |path, part| path.join(part))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => match (at.file_name(), at.parent()) {
+                (Some(name), Some(parent)) if fs::symlink_metadata(at).is_err() => {
+                    missing.push(name.to_owned());
+                    at = parent;
+                }
+                _ => return Err(io(e)),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+                return Err(SetupError::NotADirectory(absolute.clone()));
+            }
+            Err(e) => return Err(io(e)),
+        }
+    }
+}
+
+/// Refuses overlapping paths; `place` says where a path really is.
+fn check_overlap<P>(paths: &[PathBuf], mount_point: &Path, place: P) -> Result<(), SetupError>
+where
+    P: Fn(&Path) -> Result<PathBuf, SetupError>,
+{
+    let places: Vec<PathBuf> = paths.iter().map(|p| place(p)).collect::<Result<_, _>>()?;
+    let point = place(mount_point)?;
+    for (i, one) in places.iter().enumerate() {
+        for (j, other) in places.iter().enumerate().take(i) {
+            if one == other {
+                return Err(SetupError::Duplicate(paths[i].clone(), paths[j].clone()));
+            }
+            // `starts_with` goes by whole components: /mnt/nvme10 doesn't start with /mnt/nvme1.
+            if one.starts_with(other) {
+                return Err(SetupError::Nested(paths[i].clone(), paths[j].clone()));
+            }
+            if other.starts_with(one) {
+                return Err(SetupError::Nested(paths[j].clone(), paths[i].clone()));
+            }
+        }
+        let relation = if *one == point {
+            "is the"
+        } else if one.starts_with(&point) {
+            "lies below the"
+        } else if point.starts_with(one) {
+            "contains the"
+        } else {
+            continue;
+        };
+        return Err(SetupError::MountPoint {
+            backing: paths[i].clone(),
+            relation,
+            point: mount_point.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// The path inside its file system, with the file system's number in front: the same for every bind mount.
+fn fs_path(path: &Path) -> Result<PathBuf, SetupError> {
+    let inside = mountinfo::inside(path).map_err(|e| SetupError::Io(path.to_owned(), e))?;
+    Ok(match inside {
+        Some((mount, inner)) => {
+            let device = format!("{}:{}", mount.device.0, mount.device.1);
+            Path::new(&device).join(inner.strip_prefix("/").unwrap_or(&inner))
+        }
+        None => path.to_owned(),
+    })
+}
+
+fn check_same_inode(paths: &[PathBuf], mount_point: &Path) -> Result<(), SetupError> {
+    let id = |path: &Path| {
+        fs::metadata(path).map(|m| (m.dev(), m.ino())).map_err(|e| SetupError::Io(path.to_owned(), e))
+    };
+    let ids: Vec<_> = paths.iter().map(|p| id(p)).collect::<Result<_, _>>()?;
+    let point = id(mount_point)?;
+    for (i, one) in ids.iter().enumerate() {
+        if let Some(j) = ids[..i].iter().position(|other| other == one) {
+            return Err(SetupError::Duplicate(paths[i].clone(), paths[j].clone()));
+        }
+        if *one == point {
+            return Err(SetupError::MountPoint {
+                backing: paths[i].clone(),
+                relation: "is the",
+                point: mount_point.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Makes the directory and what is missing above it.
+fn make_dir(path: &Path, made: &mut Made) -> Result<(), SetupError> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => return Ok(()),
+        Ok(_) => return Err(SetupError::NotADirectory(path.to_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(SetupError::Io(path.to_owned(), e)),
+    }
+    if let Some(parent) = path.parent() {
+        make_dir(parent, made)?;
+    }
+    match fs::create_dir(path) {
+        Ok(()) => made.dirs.push(path.to_owned()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(not_writable(path, e)),
+    }
+    Ok(())
+}
+
+fn open_backing(slot: Slot, path: &Path, min_free: MinFree, made: &mut Made) -> Result<Backing, SetupError> {
+    let io = |e: io::Error| SetupError::Io(path.to_owned(), e);
+    let root = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| io(e.into()))?;
+    let vfs = fstatvfs(&root).map_err(|e| io(e.into()))?;
+    if vfs.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Err(SetupError::ReadOnly(path.to_owned()));
+    }
+    accessat(&root, c".", Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+        .map_err(|e| not_writable(path, e.into()))?;
+    let marker = Marker::open(path, &root).map_err(|e| match e {
+        MarkerError::Io(e) => not_writable(path, e),
+        e @ MarkerError::InUse => SetupError::InUse(path.to_owned(), e),
+        e @ MarkerError::Damaged(_) => SetupError::BadMarker(path.to_owned(), e),
+    })?;
+    if marker.created {
+        made.markers.push(path.join(super::MARKER));
+    }
+    let fs_type = match mountinfo::inside(path) {
+        Ok(Some((mount, _))) => mount.fs_type,
+        _ => "unknown".into(),
+    };
+    Ok(Backing {
+        slot,
+        path: path.to_owned(),
+        device: rustix::fs::fstat(&root).map_err(|e| io(e.into()))?.st_dev,
+        fs_type,
+        dio_align: dio_align(marker.file().as_fd()),
+        space: Space::new(min_free.of(Room::from(vfs).total)),
+        marker,
+        root,
+        passthrough: Default::default(),
+    })
+}
+
+fn not_writable(path: &Path, e: io::Error) -> SetupError {
+    match e.raw_os_error() {
+        Some(libc::EROFS) => SetupError::ReadOnly(path.to_owned()),
+        Some(libc::EACCES | libc::EPERM) => SetupError::NotWritable(path.to_owned(), e),
+        _ => SetupError::Io(path.to_owned(), e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setup(root: &Path, backings: &[&str]) -> Result<Vec<Backing>, SetupError> {
+        let point = root.join("mnt");
+        let _ = fs::create_dir(&point);
+        let paths: Vec<PathBuf> = backings.iter().map(|b| root.join(b)).collect();
+        prepare(&paths, &point, MinFree::Default)
+    }
+
+    #[test]
+    fn makes_missing_backings_and_keeps_their_identity() {
+        let tmp = tempfile::tempdir().unwrap();
+        let ids: Vec<_> = setup(tmp.path(), &["a/b/c", "a/d"]).unwrap().iter().map(Backing::id).collect();
+        let again: Vec<_> = setup(tmp.path(), &["a/d", "a/b/c"]).unwrap().iter().map(Backing::id).collect();
+        assert_eq!(ids, [again[1], again[0]]);
+    }
+
+    #[test]
+    fn refuses_overlaps_by_whole_components_and_leaves_nothing() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path();
+        assert!(matches!(setup(dir, &[]), Err(SetupError::None)));
+        assert!(matches!(setup(dir, &["x", "y", "x"]), Err(SetupError::Duplicate(..))));
+        assert!(matches!(setup(dir, &["x", "y/../x"]), Err(SetupError::Io(..) | SetupError::Duplicate(..))));
+        assert!(matches!(setup(dir, &["x", "x/y"]), Err(SetupError::Nested(..))));
+        assert!(matches!(setup(dir, &["x/y", "x"]), Err(SetupError::Nested(..))));
+        for bad in ["mnt", "mnt/x", "."] {
+            assert!(matches!(setup(dir, &[bad]), Err(SetupError::MountPoint { .. })), "{bad}");
+        }
+        fs::write(dir.join("file"), "").unwrap();
+        assert!(matches!(setup(dir, &["fresh", "file"]), Err(SetupError::NotADirectory(_))));
+        assert!(matches!(setup(dir, &["fresh", "file/x"]), Err(SetupError::NotADirectory(_))));
+        std::os::unix::fs::symlink("fresh", dir.join("link")).unwrap();
+        fs::create_dir(dir.join("fresh")).unwrap();
+        assert!(matches!(setup(dir, &["fresh", "link"]), Err(SetupError::Duplicate(..))));
+        fs::remove_dir(dir.join("fresh")).unwrap();
+        fs::remove_file(dir.join("link")).unwrap();
+        let left: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 2, "the mount point and the file: {left:?}");
+        drop(setup(dir, &["nvme1", "nvme10"]).unwrap());
+    }
+
+    #[test]
+    fn a_copied_backing_is_found_out() {
+        let tmp = tempfile::tempdir().unwrap();
+        drop(setup(tmp.path(), &["one"]).unwrap());
+        fs::create_dir(tmp.path().join("two")).unwrap();
+        fs::copy(tmp.path().join("one/.kvfs-backing"), tmp.path().join("two/.kvfs-backing")).unwrap();
+        assert!(matches!(setup(tmp.path(), &["one", "two"]), Err(SetupError::SameIdentity(..))));
+        drop(setup(tmp.path(), &["one"]).unwrap());
+    }
+
+    #[test]
+    fn one_mount_at_a_time() {
+        let tmp = tempfile::tempdir().unwrap();
+        let held = setup(tmp.path(), &["one"]).unwrap();
+        assert!(matches!(setup(tmp.path(), &["new", "one"]), Err(SetupError::InUse(..))));
+        assert!(!tmp.path().join("new").exists());
+        drop(held);
+    }
+}

@@ -1,0 +1,129 @@
+//! Exit statuses: every fault of the command line, the backings and the mount point has one of its own.
+//!
+//! What always holds: a number never changes its meaning. 1 is a fault without a number, 2 is clap's (wrong
+//! usage).
+
+use std::fmt;
+
+use crate::backing::SetupError;
+use crate::fuse::{MountError, SessionError, UnmountError};
+
+/// The table, for `--help`.
+pub(super) const HELP: &str = "\
+Exit status:
+  0 success, 1 other faults, 2 wrong usage
+  Backings:    10 none given, 11 duplicate, 12 nested, 13 not a directory, 14 not writable,
+               15 read-only file system, 16 overlaps the mount point, 17 too many,
+               18 in use by another mount, 19 marker damaged or the same twice
+  Mount point: 20 missing, 21 not empty, 22 already mounted, 23 not a directory
+  System:      30 no /dev/fuse, 31 not permitted, 32 passthrough required but not available
+  Options:     40 unknown policy, 41 bad value
+  umount:      50 not a kvfs mount, 51 busy
+  status:      60 the daemon doesn't answer";
+
+/// What went wrong: a sentence for people and a number for scripts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The exit status.
+    pub status: u8,
+    /// One sentence.
+    pub message: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Failure {
+    /// A fault without a number of its own.
+    pub(super) fn other(message: impl fmt::Display) -> Failure {
+        Failure { status: 1, message: message.to_string() }
+    }
+
+    /// An option's value that can't be.
+    pub(super) fn bad_value(message: impl fmt::Display) -> Failure {
+        Failure { status: 41, message: message.to_string() }
+    }
+
+    /// The daemon of a mount can't be asked.
+    pub(super) fn no_answer(message: impl fmt::Display) -> Failure {
+        Failure { status: 60, message: message.to_string() }
+    }
+}
+
+/// An error that has an exit status.
+pub trait ExitStatus {
+    /// The status.
+    fn status(&self) -> u8;
+}
+
+/// The status of an error.
+pub fn exit_status(error: &impl ExitStatus) -> u8 {
+    error.status()
+}
+
+impl<E: ExitStatus + fmt::Display> From<E> for Failure {
+    fn from(e: E) -> Failure {
+        Failure { status: e.status(), message: e.to_string() }
+    }
+}
+
+impl ExitStatus for SetupError {
+    fn status(&self) -> u8 {
+        match self {
+            SetupError::None => 10,
+            SetupError::Duplicate(..) => 11,
+            SetupError::Nested(..) => 12,
+            SetupError::NotADirectory(_) => 13,
+            SetupError::NotWritable(..) => 14,
+            SetupError::ReadOnly(_) => 15,
+            SetupError::MountPoint { .. } => 16,
+            SetupError::TooMany(_) => 17,
+            SetupError::InUse(..) => 18,
+            SetupError::BadMarker(..) | SetupError::SameIdentity(..) => 19,
+            SetupError::Io(..) => 1,
+        }
+    }
+}
+
+impl ExitStatus for MountError {
+    fn status(&self) -> u8 {
+        match self {
+            MountError::Missing(_) => 20,
+            MountError::NotEmpty(_) => 21,
+            MountError::AlreadyMounted(_) => 22,
+            MountError::NotADirectory(_) => 23,
+            MountError::NoDevice => 30,
+            MountError::NotPermitted(..) => 31,
+            MountError::Io(..) => 1,
+        }
+    }
+}
+
+impl ExitStatus for SessionError {
+    fn status(&self) -> u8 {
+        match self {
+            SessionError::Mount(e) => e.status(),
+            SessionError::NoPassthrough(_) => 32,
+            SessionError::Handshake(_) => 1,
+        }
+    }
+}
+
+impl ExitStatus for UnmountError {
+    fn status(&self) -> u8 {
+        match self {
+            UnmountError::NotMounted(_) => 50,
+            UnmountError::Busy(_) => 51,
+            UnmountError::Io(..) => 1,
+        }
+    }
+}
+
+impl ExitStatus for crate::placement::UnknownPolicy {
+    fn status(&self) -> u8 {
+        40
+    }
+}

@@ -1,0 +1,62 @@
+//! Where the log goes.
+//!
+//! What always holds: a panic anywhere is one line of the log. The level is `info`, or what `KVFS_LOG` says
+//! (`KVFS_LOG=debug`, `KVFS_LOG=kvfs::fs=trace`).
+
+use std::fs::File;
+use std::path::Path;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::Failure;
+use crate::config::LogTo;
+
+/// The journal's socket (sd_journal(3)).
+const JOURNAL: &str = "/run/systemd/journal/socket";
+
+/// Where a mount in the background logs to when nobody said: the journal, where there is one.
+pub(super) fn default_in_background() -> LogTo {
+    if Path::new(JOURNAL).exists() { LogTo::Journal } else { LogTo::File("/var/log/kvfs.log".into()) }
+}
+
+/// For people.
+pub(super) fn describe(to: &LogTo) -> String {
+    match to {
+        LogTo::Stderr => "standard error".into(),
+        LogTo::Journal => "the journal (journalctl -t kvfs)".into(),
+        LogTo::File(path) => path.display().to_string(),
+    }
+}
+
+/// Starts logging.
+pub(super) fn start(to: &LogTo) -> Result<(), Failure> {
+    let filter = EnvFilter::try_from_env("KVFS_LOG").unwrap_or_else(|_| EnvFilter::new("info,fuser=error"));
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false);
+    match to {
+        LogTo::Stderr => registry.with(lines.with_writer(std::io::stderr)).init(),
+        LogTo::Journal => {
+            let journal = tracing_journald::layer().map_err(|e| {
+                Failure::bad_value(format!("--log journal: there is no journal here ({e}); use --log FILE"))
+            })?;
+            registry.with(journal.with_syslog_identifier("kvfs".into())).init();
+        }
+        LogTo::File(path) => {
+            let file = File::options().create(true).append(true).open(path).map_err(|e| {
+                Failure::bad_value(format!(
+                    "--log {}: {e}; name a file in a directory that can be written",
+                    path.display()
+                ))
+            })?;
+            registry.with(lines.with_writer(std::sync::Mutex::new(file))).init();
+        }
+    }
+    std::panic::set_hook(Box::new(|info| {
+        let what = info.payload_as_str().unwrap_or("no message");
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!("panic at {place}: {what}");
+    }));
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! The command line: one file per subcommand.
+//!
+//! What always holds: a command that fails says one sentence on standard error and ends with an exit status
+//! of that fault's own (`exit`).
+
+mod background;
+pub mod doctor;
+mod exit;
+mod locate;
+mod logging;
+mod mount;
+mod status;
+mod umount;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use exit::{Failure, exit_status};
+
+/// One directory over all the NVMe drives of a GPU server, for LLM KV caches.
+#[derive(Debug, Parser)]
+#[command(name = "kvfs", version, max_term_width = 100, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Mount backing directories as one
+    Mount(mount::MountArgs),
+    /// Unmount
+    #[command(visible_alias = "unmount")]
+    Umount(umount::UmountArgs),
+    /// Show a mount: backings, files, room, passthrough or not and why
+    Status(status::StatusArgs),
+    /// Tell where files are: the backing, the real path, and why they were placed there
+    Locate(locate::LocateArgs),
+    /// Tell what is usable on this machine, what is missing and how to get it
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Parses the command line and runs the subcommand.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Mount(args) => mount::run(&args),
+        Command::Umount(args) => umount::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Locate(args) => locate::run(&args),
+        Command::Doctor(args) => return doctor::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("kvfs: {failure}");
+            ExitCode::from(failure.status)
+        }
+    }
+}

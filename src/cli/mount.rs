@@ -1,0 +1,246 @@
+//! `kvfs mount`: makes the backings ready, reads them, mounts, and serves until it's unmounted.
+
+use std::io::{IsTerminal, Write};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+
+use super::background::{Parent, Side, split};
+use super::{Failure, logging};
+use crate::backing::{self, MinFree};
+use crate::config::{LogTo, MountConfig, PassthroughMode, backing_paths, default_threads};
+use crate::control::{About, Server, Status};
+use crate::fs::{Fs, Options};
+use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount};
+use crate::index::Progress;
+use crate::{io, placement};
+
+/// Mount backing directories as one
+#[derive(Debug, clap::Args)]
+pub(super) struct MountArgs {
+    /// Where to mount: an empty directory outside the backings
+    mount_point: PathBuf,
+
+    /// The backing directories, separated by commas; may be given several times. Missing ones are made, and
+    /// `file://` in front is accepted. Their order is the order of `by_gpu`
+    #[arg(long, value_name = "DIR,DIR,...")]
+    backing: Vec<String>,
+
+    /// Stay in the foreground; the log goes to standard error unless --log says otherwise
+    #[arg(short, long)]
+    foreground: bool,
+
+    /// Where the log goes: a file, `journal` or `stderr` [default in the background: the journal, or
+    /// /var/log/kvfs.log where there is none]
+    #[arg(long, value_name = "DEST")]
+    log: Option<LogTo>,
+
+    /// Where new files go. by_gpu: to the backing with the number of the GPU that the file belongs to, modulo
+    /// the number of backings; by a hash of the name where the GPU isn't known. hash: by a hash of the name,
+    /// weighted by capacity
+    #[arg(long, default_value = "by_gpu", value_name = "POLICY")]
+    placement: String,
+
+    /// Whether the kernel reads and writes backing files itself. auto: where it can. off: all data goes
+    /// through the daemon. require: fail if it can't on every backing
+    #[arg(long, default_value = "auto", value_name = "MODE")]
+    passthrough: PassthroughMode,
+
+    /// Nobody but this mount changes the backings: names that it doesn't know are absent, without asking the
+    /// backings, and the kernel remembers that
+    #[arg(long)]
+    exclusive: bool,
+
+    /// What must stay free on each backing: below it, new files go to another. Bytes with K, M, G or T, or a
+    /// share such as 2% [default: the larger of 2G and 2%, but no more than 5%]
+    #[arg(long, value_name = "SIZE")]
+    min_free: Option<String>,
+
+    /// Threads that answer the kernel [default: one per core, 2 to 8]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+
+    /// Let other users in, for a mount by an ordinary user (needs user_allow_other in /etc/fuse.conf); root's
+    /// mounts always do
+    #[arg(long)]
+    allow_other: bool,
+}
+
+impl MountArgs {
+    fn config(&self) -> Result<MountConfig, Failure> {
+        // An unknown policy is found before anything is touched.
+        placement::policy_by_name(&self.placement)?;
+        let min_free = match &self.min_free {
+            Some(text) => text.parse().map_err(|e| Failure::bad_value(format!("--min-free: {e}")))?,
+            None => MinFree::Default,
+        };
+        let mount_point = check_mount_point(&self.mount_point)?;
+        let backings = self
+            .backing
+            .iter()
+            .flat_map(|value| backing_paths(value))
+            .map(|path| std::path::absolute(&path).unwrap_or(path))
+            .collect();
+        Ok(MountConfig {
+            mount_point,
+            backings,
+            placement: self.placement.clone(),
+            passthrough: self.passthrough,
+            exclusive: self.exclusive,
+            min_free,
+            threads: self.threads.unwrap_or_else(default_threads),
+            allow_other: self.allow_other,
+        })
+    }
+}
+
+pub(super) fn run(args: &MountArgs) -> Result<(), Failure> {
+    let config = args.config()?;
+    let log = match (&args.log, args.foreground) {
+        (Some(LogTo::File(path)), _) => LogTo::File(std::path::absolute(path).unwrap_or(path.clone())),
+        (Some(log), _) => log.clone(),
+        (None, true) => LogTo::Stderr,
+        (None, false) => logging::default_in_background(),
+    };
+    if args.foreground {
+        return serve(&config, &log, &mut Parent::none());
+    }
+    match split()? {
+        Side::Parent(Ok(())) => answers(&config),
+        Side::Parent(Err(failure)) => Err(failure),
+        Side::Child(mut parent) => match serve(&config, &log, &mut parent) {
+            // Told through the parent: its sentence is the only one.
+            Err(failure) if parent.failed(&failure) => std::process::exit(i32::from(failure.status)),
+            result => result,
+        },
+    }
+}
+
+/// The last proof, from outside: the mount answers and is FUSE.
+fn answers(config: &MountConfig) -> Result<(), Failure> {
+    let point = &config.mount_point;
+    match rustix::fs::statfs(point) {
+        // FUSE_SUPER_MAGIC, include/uapi/linux/magic.h
+        Ok(stat) if stat.f_type == 0x6573_5546 => Ok(()),
+        Ok(_) => {
+            Err(Failure::other(format!("{} is not mounted, though the daemon says so", point.display())))
+        }
+        Err(e) => Err(Failure::other(format!("the mount at {} doesn't answer: {e}", point.display()))),
+    }
+}
+
+fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), Failure> {
+    let limit = raise_file_limit();
+    // Before any thread: all inherit that these are waited for by one of them alone.
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    signals.thread_block().map_err(Failure::other)?;
+
+    let backings = backing::prepare(&config.backings, &config.mount_point, config.min_free)?;
+    logging::start(log)?;
+    // Before any thread, and after what is the operator's own: backings and log have the operator's umask.
+    crate::fs::prepare_process();
+    let (engine, io_engine_why) = io::engine(config.threads.get().min(4)).map_err(Failure::other)?;
+    let options = Options {
+        exclusive: config.exclusive,
+        policy: placement::policy_by_name(&config.placement)?,
+        open_dirs: share_of(limit, 4, 16384),
+        idle_files: share_of(limit, 8, 4096),
+    };
+    let fs = Arc::new(Fs::new(backings, options, engine, show_progress()).map_err(Failure::other)?);
+    tell_scan(&fs);
+
+    let session = Session::start(&fs, config)?;
+    fs.set_invalidator(session.invalidator());
+    let mounted = session.mounted();
+    let about = About {
+        mountpoint: config.mount_point.clone(),
+        since: Instant::now(),
+        log: logging::describe(log),
+        io_engine_why,
+    };
+    let status = {
+        let fs = fs.clone();
+        move || Status::of(&fs, &about)
+    };
+    let control = Server::start(mounted.device, status)
+        .map_err(|e| Failure::other(format!("the control socket can't be made: {e}")))
+        .inspect_err(|_| mounted.detach())?;
+    unmount_on_signal(signals, mounted.clone());
+    tracing::info!("mounted at {}", config.mount_point.display());
+    // The kernel queues what is asked until `run` reads it.
+    parent.ready();
+    let ended = session.run();
+    drop(control);
+    tracing::info!("unmounted from {}", config.mount_point.display());
+    ended.map_err(|e| Failure::other(format!("the session ended with an error: {e}")))
+}
+
+/// SIGTERM and SIGINT unmount; a busy mount goes on, and says so.
+fn unmount_on_signal(signals: SigSet, mounted: Arc<Mounted>) {
+    std::thread::spawn(move || {
+        loop {
+            match signals.wait() {
+                Ok(Signal::SIGTERM | Signal::SIGINT) => match unmount(&mounted.point, false) {
+                    Ok(()) | Err(UnmountError::NotMounted(_)) => {}
+                    Err(e) => tracing::warn!("not unmounted on this signal: {e}"),
+                },
+                // A terminal that closes is no reason to go.
+                Ok(_) => {}
+                Err(e) => tracing::warn!("waiting for signals: {e}"),
+            }
+        }
+    });
+}
+
+/// As many open files as the system allows: directories and files are kept open.
+fn raise_file_limit() -> u64 {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    }
+}
+
+fn share_of(limit: u64, part: u64, most: u64) -> NonZeroUsize {
+    NonZeroUsize::new((limit / part).clamp(16, most) as usize).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Progress of the scan, on a terminal.
+fn show_progress() -> impl FnMut(Progress) {
+    let terminal = std::io::stderr().is_terminal();
+    let mut shown = false;
+    move |progress: Progress| {
+        // A scan that is over before anyone could read this needs no line.
+        if terminal && (shown || progress.elapsed.as_millis() > 300) {
+            shown = true;
+            let _ = write!(
+                std::io::stderr(),
+                "\rreading the backings: {} names in {:.1} s ",
+                progress.names,
+                progress.elapsed.as_secs_f64()
+            );
+        }
+    }
+}
+
+fn tell_scan(fs: &Fs) {
+    let report = fs.scan_report();
+    if std::io::stderr().is_terminal() && report.elapsed.as_millis() > 300 {
+        eprintln!();
+    }
+    tracing::info!(
+        "read {} names from {} backings in {} ms, {} not readable",
+        report.names,
+        fs.backings().len(),
+        report.elapsed.as_millis(),
+        report.unreadable()
+    );
+    for problem in report.problems.iter().take(20) {
+        let backing = &fs.backings()[problem.slot.index()];
+        tracing::warn!("backing {}: skipped {problem}", backing.path.display());
+    }
+}

@@ -1,0 +1,164 @@
+//! `kvfs status`: what a mount says of itself.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use super::Failure;
+use crate::backing::mountinfo::{Mount, mounts};
+use crate::control::{Question, Status, ask};
+use crate::fuse::FS_TYPE;
+
+/// Show a mount: backings, files, room, passthrough or not and why
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusArgs {
+    /// Where it's mounted [default: all mounts]
+    mount_point: Option<PathBuf>,
+
+    /// Write JSON: one object per line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
+    let wanted = chosen(args.mount_point.as_ref())?;
+    if wanted.is_empty() {
+        return Err(Failure { status: 50, message: "no kvfs is mounted here".into() });
+    }
+    let mut failure = None;
+    let mut out = io::stdout().lock();
+    for (n, mount) in wanted.iter().enumerate() {
+        match ask(mount.device, Question::Status) {
+            Ok(status) => {
+                let written = if args.json {
+                    serde_json::to_string(&status)
+                        .map_err(io::Error::other)
+                        .and_then(|text| writeln!(out, "{text}"))
+                } else {
+                    if n > 0 {
+                        let _ = writeln!(out);
+                    }
+                    show(&mut out, &status)
+                };
+                if let Err(e) = written
+                    && e.kind() != io::ErrorKind::BrokenPipe
+                {
+                    return Err(Failure::other(format!("the status can't be written: {e}")));
+                }
+            }
+            Err(e) => {
+                failure = Some(Failure::no_answer(format!(
+                    "the daemon of {} doesn't answer ({e}); is it another user's, or dead? (kvfs umount --lazy {0} removes a dead mount)",
+                    mount.point.display()
+                )));
+            }
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+fn chosen(point: Option<&PathBuf>) -> Result<Vec<Mount>, Failure> {
+    let all = mounts().map_err(Failure::other)?;
+    let ours: Vec<Mount> = all.into_iter().filter(|mount| mount.fs_type == FS_TYPE).collect();
+    let Some(point) = point else { return Ok(ours) };
+    let absolute = std::path::absolute(point).unwrap_or(point.clone());
+    let real = match (absolute.parent().map(std::fs::canonicalize), absolute.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => absolute,
+    };
+    // Of several at one place the topmost.
+    match ours.into_iter().rev().find(|mount| mount.point == real) {
+        Some(mount) => Ok(vec![mount]),
+        None => Err(Failure {
+            status: 50,
+            message: format!(
+                "no kvfs is mounted at {}; `kvfs status` without a path lists the mounts",
+                point.display()
+            ),
+        }),
+    }
+}
+
+fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
+    writeln!(
+        out,
+        "{}  kvfs {}, pid {}, up {}",
+        s.mountpoint.display(),
+        s.version,
+        s.pid,
+        duration(s.uptime_s)
+    )?;
+    let passthrough = if s.passthrough.on { "on" } else { "off" };
+    writeln!(out, "  passthrough  {passthrough}: {}", s.passthrough.why)?;
+    let why = s.io_engine_why.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
+    writeln!(out, "  data engine  {}{why}", s.io_engine)?;
+    writeln!(out, "  placement    {}{}", s.placement, if s.exclusive { ", exclusive" } else { "" })?;
+    writeln!(
+        out,
+        "  index        {} files, {} directories, {} shadows, {} unreadable; read in {} ms",
+        s.index.files, s.index.dirs, s.index.shadows, s.index.unreadable, s.index.scan_ms
+    )?;
+    writeln!(out, "  open files   {}", s.open_files)?;
+    writeln!(out, "  log          {}", s.log)?;
+    writeln!(
+        out,
+        "  {:<4} {:<6} {:>12} {:>10} {:>10} {:>10}  {:<8} backing",
+        "slot", "state", "files", "size", "used", "free", "fs"
+    )?;
+    for b in &s.backings {
+        writeln!(
+            out,
+            "  {:<4} {:<6} {:>12} {:>10} {:>10} {:>10}  {:<8} {}",
+            b.slot,
+            b.state,
+            b.files,
+            bytes(b.bytes_total),
+            bytes(b.bytes_used),
+            bytes(b.bytes_free),
+            b.fs,
+            b.path.display()
+        )?;
+    }
+    for problem in s.index.problems.iter().take(5) {
+        writeln!(out, "  not shown: {problem}")?;
+    }
+    if let Some(panics) = s.ops.get("panics").filter(|n| **n > 0) {
+        writeln!(out, "  {panics} requests failed by a fault in kvfs (panics); see the log and report them")?;
+    }
+    Ok(())
+}
+
+fn bytes(n: u64) -> String {
+    let mut value = n as f64;
+    let mut units = ["B", "KiB", "MiB", "GiB", "TiB"].iter();
+    let mut unit = units.next().unwrap_or(&"");
+    while value >= 1024.0 {
+        let Some(next) = units.next() else { break };
+        value /= 1024.0;
+        unit = next;
+    }
+    if *unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
+}
+
+fn duration(seconds: u64) -> String {
+    match (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0, s) => format!("{s} s"),
+        (0, 0, m, s) => format!("{m} min {s} s"),
+        (0, h, m, _) => format!("{h} h {m} min"),
+        (d, h, ..) => format!("{d} d {h} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(3_840_755_982_336), "3.5 TiB");
+        assert_eq!(duration(59), "59 s");
+        assert_eq!(duration(7260), "2 h 1 min");
+        assert_eq!(duration(200_000), "2 d 7 h");
+    }
+}

@@ -1,0 +1,96 @@
+//! What a mount is told.
+//!
+//! What always holds: a [`MountConfig`] is complete and doesn't change while the mount lives; what can be
+//! checked without touching a disk has been checked.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::backing::MinFree;
+
+/// Whether file data may be left to the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum PassthroughMode {
+    /// Where the kernel and the backing allow it; else through the daemon.
+    #[default]
+    Auto,
+    /// Always through the daemon.
+    Off,
+    /// On every backing, or the mount fails.
+    Require,
+}
+
+/// Where the log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTo {
+    /// Standard error.
+    Stderr,
+    /// The systemd journal.
+    Journal,
+    /// A file, appended to.
+    File(PathBuf),
+}
+
+impl FromStr for LogTo {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "stderr" | "-" => LogTo::Stderr,
+            "journal" => LogTo::Journal,
+            path => LogTo::File(PathBuf::from(path)),
+        })
+    }
+}
+
+/// Everything that a mount needs to know.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// Where to mount: absolute, without symbolic links.
+    pub mount_point: PathBuf,
+    /// The backing directories in their order, as the operator named them.
+    pub backings: Vec<PathBuf>,
+    /// The placement policy's name.
+    pub placement: String,
+    /// Whether the kernel may pass data through.
+    pub passthrough: PassthroughMode,
+    /// A miss in the index is final: nobody else changes the backings.
+    pub exclusive: bool,
+    /// What must stay free on each backing.
+    pub min_free: MinFree,
+    /// Threads that answer the kernel.
+    pub threads: NonZeroUsize,
+    /// Let other users in, where that has to be said (an ordinary user's mount).
+    pub allow_other: bool,
+}
+
+/// The paths in a `--backing` value: separated by commas, each perhaps with `file://` in front as LMCache
+/// accepts it.
+pub fn backing_paths(value: &str) -> impl Iterator<Item = PathBuf> {
+    value
+        .split(',')
+        .map(|path| path.trim())
+        .filter(|path| !path.is_empty())
+        .map(|path| PathBuf::from(path.strip_prefix("file://").unwrap_or(path)))
+}
+
+/// One thread a core, 2 to 8: more threads answer in parallel but wake each other up more often.
+pub fn default_threads() -> NonZeroUsize {
+    let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
+    NonZeroUsize::new(cores.clamp(2, 8)).unwrap_or(NonZeroUsize::MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backing_lists() {
+        let paths =
+            |value| backing_paths(value).map(|p| p.to_string_lossy().into_owned()).collect::<Vec<_>>();
+        assert_eq!(paths("/a,/b"), ["/a", "/b"]);
+        assert_eq!(paths("file:///a, file:///b ,"), ["/a", "/b"]);
+        assert_eq!(paths(""), Vec::<String>::new());
+    }
+}

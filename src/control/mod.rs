@@ -1,0 +1,59 @@
+//! The control socket: what a running mount tells, and is told.
+//!
+//! What always holds: the socket belongs to the mount's owner alone (mode 0600 in a directory of theirs); it's
+//! found by the mount's device number, so nobody has to touch the mount to ask about it; one question, one
+//! answer, each one line of JSON.
+
+mod server;
+mod status;
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use server::Server;
+pub use status::{About, BackingStatus, IndexStatus, PassthroughStatus, Status};
+
+/// A question.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Question {
+    /// How is it?
+    Status,
+}
+
+/// How long a daemon may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where root's mounts have their sockets.
+const ROOT_DIR: &str = "/run/kvfs";
+
+fn socket_dir() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return ROOT_DIR.into();
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir).join("kvfs"),
+        _ => std::env::temp_dir().join(format!("kvfs-{}", rustix::process::geteuid().as_raw())),
+    }
+}
+
+fn socket_path(device: (u32, u32)) -> PathBuf {
+    socket_dir().join(format!("{}:{}.sock", device.0, device.1))
+}
+
+/// Asks the daemon of the mount with this device number.
+pub fn ask(device: (u32, u32), question: Question) -> io::Result<Status> {
+    let mut stream = UnixStream::connect(socket_path(device))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = serde_json::to_string(&question)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes())?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    Ok(serde_json::from_str(&answer)?)
+}

@@ -1,0 +1,66 @@
+//! The daemon's end of the control socket.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{PATIENCE, Question, Status, socket_dir, socket_path};
+
+/// A longer question is none of ours.
+const LONGEST: u64 = 64 << 10;
+
+/// Listens until it's dropped, which removes the socket.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+}
+
+impl Server {
+    /// Listens for the mount with this device number; `status` answers.
+    pub fn start(
+        device: (u32, u32),
+        status: impl Fn() -> Status + Send + Sync + 'static,
+    ) -> io::Result<Server> {
+        DirBuilder::new().recursive(true).mode(0o700).create(socket_dir())?;
+        let path = socket_path(device);
+        // One that a daemon that was killed has left: the kernel has given its number to us.
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        let status = Arc::new(status);
+        std::thread::Builder::new().name("kvfs-control".into()).spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else { continue };
+                // One at a time: the owner's own tools, each with little patience.
+                if let Err(e) = answer(stream, &*status) {
+                    tracing::debug!("control socket: {e}");
+                }
+            }
+        })?;
+        Ok(Server { path })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn answer(stream: UnixStream, status: &dyn Fn() -> Status) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new(&stream).take(LONGEST).read_line(&mut line)?;
+    let mut answer = match serde_json::from_str(&line)? {
+        Question::Status => serde_json::to_string(&status())?,
+    };
+    answer.push('\n');
+    (&stream).write_all(answer.as_bytes())
+}

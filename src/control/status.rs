@@ -1,0 +1,191 @@
+//! What a mount says of itself.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backing::{Backing, Passthrough};
+use crate::fs::Fs;
+
+/// A mount, as `kvfs status` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// The daemon's process.
+    pub pid: u32,
+    /// Where it's mounted.
+    pub mountpoint: PathBuf,
+    /// Seconds since then.
+    pub uptime_s: u64,
+    /// Where the daemon's log goes.
+    pub log: String,
+    /// Whether the kernel moves the data by itself.
+    pub passthrough: PassthroughStatus,
+    /// What moves data that the kernel doesn't: `io_uring`, or `psync`.
+    pub io_engine: String,
+    /// Why it isn't io_uring.
+    pub io_engine_why: Option<String>,
+    /// The placement policy.
+    pub placement: String,
+    /// Whether a miss in the index is final.
+    pub exclusive: bool,
+    /// The backings, by slot.
+    pub backings: Vec<BackingStatus>,
+    /// The index.
+    pub index: IndexStatus,
+    /// Files open now.
+    pub open_files: u64,
+    /// Requests so far, by operation, and `panics`.
+    pub ops: BTreeMap<String, u64>,
+}
+
+/// On or off, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassthroughStatus {
+    /// Whether it's on.
+    pub on: bool,
+    /// Why it isn't, or what that means.
+    pub why: String,
+}
+
+/// A backing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackingStatus {
+    /// Its place in the `--backing` list.
+    pub slot: u8,
+    /// Its identity.
+    pub id: String,
+    /// Its path.
+    pub path: PathBuf,
+    /// Its file system's type.
+    pub fs: String,
+    /// `rw`; `full` when new files go elsewhere; `failed` when it can't be asked.
+    pub state: String,
+    /// Names of files on it.
+    pub files: u64,
+    /// Size of its file system in bytes.
+    pub bytes_total: u64,
+    /// Used of it, by whatever.
+    pub bytes_used: u64,
+    /// Free for ordinary users.
+    pub bytes_free: u64,
+    /// What must stay free.
+    pub min_free: u64,
+    /// Whether the kernel moves its data.
+    pub passthrough: PassthroughStatus,
+}
+
+/// The index.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IndexStatus {
+    /// Names of files.
+    pub files: u64,
+    /// Directories, the root included.
+    pub dirs: u64,
+    /// Copies behind another backing's file.
+    pub shadows: u64,
+    /// What the scan at the start could not read or does not show.
+    pub unreadable: u64,
+    /// The first of these.
+    pub problems: Vec<String>,
+    /// How long the scan took, in milliseconds.
+    pub scan_ms: u64,
+}
+
+/// What doesn't come from the filesystem itself.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Where it's mounted.
+    pub mountpoint: PathBuf,
+    /// Since when.
+    pub since: Instant,
+    /// Where the log goes.
+    pub log: String,
+    /// Why the engine isn't io_uring.
+    pub io_engine_why: Option<String>,
+}
+
+impl Status {
+    /// Asks the filesystem.
+    pub fn of(fs: &Fs, about: &About) -> Status {
+        let counts = fs.index_counts();
+        let report = fs.scan_report();
+        let backings: Vec<BackingStatus> =
+            fs.backings().iter().map(|b| backing(b, counts.per_backing[b.slot.index()])).collect();
+        let problem = |p: &crate::index::Problem| {
+            let path = fs.backings()[p.slot.index()].path.join(path_of(&p.path));
+            format!("{}: {}", path.display(), p.what)
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            mountpoint: about.mountpoint.clone(),
+            uptime_s: about.since.elapsed().as_secs(),
+            log: about.log.clone(),
+            passthrough: overall(&backings),
+            io_engine: fs.engine().name().into(),
+            io_engine_why: about.io_engine_why.clone(),
+            placement: fs.policy().name().into(),
+            exclusive: fs.exclusive(),
+            backings,
+            index: IndexStatus {
+                files: counts.files,
+                dirs: counts.dirs,
+                shadows: counts.shadows,
+                unreadable: report.unreadable(),
+                problems: report.problems.iter().map(problem).collect(),
+                scan_ms: report.elapsed.as_millis() as u64,
+            },
+            open_files: fs.handles_open() as u64,
+            ops: fs.counters.all().map(|(name, n)| (name.to_owned(), n)).collect(),
+        }
+    }
+}
+
+fn path_of(bytes: &[u8]) -> &Path {
+    use std::os::unix::ffi::OsStrExt;
+    Path::new(std::ffi::OsStr::from_bytes(bytes))
+}
+
+fn overall(backings: &[BackingStatus]) -> PassthroughStatus {
+    match backings.iter().find(|b| !b.passthrough.on) {
+        None => {
+            PassthroughStatus { on: true, why: "the kernel reads and writes the backing files itself".into() }
+        }
+        Some(off) if backings.iter().all(|b| b.passthrough == off.passthrough) => off.passthrough.clone(),
+        Some(off) => PassthroughStatus {
+            on: false,
+            why: format!("not on every backing: {}: {}", off.path.display(), off.passthrough.why),
+        },
+    }
+}
+
+fn backing(backing: &Backing, files: u64) -> BackingStatus {
+    let room = backing.space.room(backing.root());
+    let state = match &room {
+        Err(_) => "failed",
+        Ok(_) if !backing.takes_new_files() => "full",
+        Ok(_) => "rw",
+    };
+    let room = room.unwrap_or_default();
+    let passthrough = match backing.passthrough() {
+        Passthrough::On => PassthroughStatus { on: true, why: String::new() },
+        Passthrough::Off(why) => PassthroughStatus { on: false, why: why.clone() },
+    };
+    BackingStatus {
+        slot: backing.slot.0,
+        id: backing.id().to_string(),
+        path: backing.path.clone(),
+        fs: backing.fs_type.clone(),
+        state: state.into(),
+        files,
+        bytes_total: room.total,
+        bytes_used: room.total.saturating_sub(room.free),
+        bytes_free: room.available,
+        min_free: backing.space.min_free,
+        passthrough,
+    }
+}

@@ -1,0 +1,99 @@
+//! File data and what goes with it: read, write, sync, allocation, holes, copying.
+//!
+//! What always holds: reads and writes come here only for files that the kernel doesn't pass through; the
+//! rest comes here for all.
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::{Error, Fs, NodeId, Result};
+use crate::index::Node;
+use crate::io::{ReadDone, WriteDone};
+
+/// What `lseek` looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whence {
+    /// The next data.
+    Data,
+    /// The next hole.
+    Hole,
+}
+
+impl Fs {
+    /// Reads; `done` is told, perhaps on another thread. All of `size` bytes up to the end of the file.
+    pub fn read(&self, fh: u64, offset: u64, size: u32, done: ReadDone) {
+        match self.io_file(fh) {
+            Ok(file) => self.engine.read(file, offset, size as usize, done),
+            Err(e) => done(Err(e.errno().into())),
+        }
+    }
+
+    /// Writes; `done` is told, perhaps on another thread.
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8], done: WriteDone) {
+        match self.io_file(fh) {
+            Ok(file) => self.engine.write(file, offset, data, done),
+            Err(e) => done(Err(e.errno().into())),
+        }
+    }
+
+    fn io_file(&self, fh: u64) -> Result<std::sync::Arc<crate::io::IoFile>> {
+        self.open.handle(fh)?.io.clone().ok_or_else(|| Errno::IO.into())
+    }
+
+    /// Puts the file on the device.
+    pub fn fsync(&self, fh: u64, data_only: bool) -> Result<()> {
+        let handle = self.open.handle(fh)?;
+        let fd = handle.node.writable()?;
+        let synced = if data_only { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) };
+        synced.map_err(Error::on(handle.node.slot))
+    }
+
+    /// Puts a directory on the device, on every backing that has it.
+    pub fn fsyncdir(&self, node: NodeId) -> Result<()> {
+        use rustix::fs::{Mode, OFlags, openat};
+        let Some(Node::Dir(dir)) = node.node() else { return Err(Errno::NOTDIR.into()) };
+        let slots = self.index.read().slots(dir).unwrap_or_default();
+        for slot in slots.iter() {
+            let fd = self.dir_fd(slot, dir)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let dir = openat(&fd, c".", flags, Mode::empty()).map_err(Error::on(slot))?;
+            rustix::fs::fsync(&dir).map_err(Error::on(slot))?;
+        }
+        Ok(())
+    }
+
+    /// fallocate(2), with its mode bits.
+    pub fn fallocate(&self, fh: u64, offset: u64, length: u64, mode: i32) -> Result<()> {
+        let handle = self.open.handle(fh)?;
+        let flags = FallocateFlags::from_bits_retain(mode as u32);
+        rustix::fs::fallocate(handle.node.writable()?, flags, offset, length)
+            .map_err(Error::on(handle.node.slot))
+    }
+
+    /// The next data or hole at or after `offset`.
+    pub fn lseek(&self, fh: u64, offset: u64, whence: Whence) -> Result<u64> {
+        let handle = self.open.handle(fh)?;
+        let from = match whence {
+            Whence::Data => SeekFrom::Data(offset),
+            Whence::Hole => SeekFrom::Hole(offset),
+        };
+        rustix::fs::seek(handle.node.writable()?, from).map_err(Error::on(handle.node.slot))
+    }
+
+    /// Copies between two open files; how much may be less than asked for. EXDEV where the backings can't:
+    /// the kernel then copies by reading and writing.
+    pub fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Result<usize> {
+        let (source, target) = (self.open.handle(from.0)?, self.open.handle(to.0)?);
+        let (mut read_at, mut write_at) = (from.1, to.1);
+        // fuse_write_out counts in 32 bits.
+        let length = length.min(1 << 30) as usize;
+        rustix::fs::copy_file_range(
+            source.node.writable()?,
+            Some(&mut read_at),
+            target.node.writable()?,
+            Some(&mut write_at),
+            length,
+        )
+        .map_err(Error::on(target.node.slot))
+    }
+}

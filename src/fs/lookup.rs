@@ -1,0 +1,272 @@
+//! Finding a name: in the index, else on the backings; and the attributes of what was found.
+//!
+//! What always holds: a name that is in the index and no longer on its backing is dropped from the index, and
+//! looked for again; a miss is an answer only after every backing was asked (unless the mount is exclusive).
+
+use rustix::fs::Statx;
+use rustix::io::Errno;
+
+use super::attr::{Attr, is_mount_root, stat_at, stat_fd};
+use super::{DirFd, Entry, Error, Fs, Result, check_name, is_reserved, source};
+use crate::backing::open_dir_below;
+use crate::index::{
+    DirId, EntryId, FileRef, Kind, Node, NodeId, PackedIno, Slot, SlotSet, What, merge_subtree, read_subtree,
+};
+use crate::placement::Reason;
+
+/// How often a name may turn out to be something else before that's an error.
+const TRIES: usize = 4;
+
+impl Fs {
+    /// Looks a name up, and makes the kernel know its node.
+    pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Entry> {
+        let dir = self.dir_of(parent)?;
+        check_name(name)?;
+        if is_reserved(name) {
+            #[cfg(feature = "fault-points")]
+            assert!(name != b".kvfs-fault-panic", "the fault point was looked up");
+            return Err(Errno::NOENT.into());
+        }
+        for _ in 0..TRIES {
+            let found = self.index.read().find(dir, name);
+            match found {
+                Some((entry, What::File(file))) => match self.stat_entry(dir, name, file) {
+                    Ok((attr, _)) => {
+                        self.remember(entry, file);
+                        return Ok(attr);
+                    }
+                    Err(e) if e.errno() == Errno::STALE => self.drop_stale(dir, name, file),
+                    Err(e) => return Err(e),
+                },
+                Some((_, What::Dir(id))) => return self.stat_dir(id),
+                None if self.exclusive => return Err(Errno::NOENT.into()),
+                None => {
+                    self.probe(dir, name)?;
+                    // The kernel may have a listing of the directory without the name.
+                    if let Some(invalidate) = self.invalidate.get() {
+                        invalidate(parent);
+                    }
+                }
+            }
+        }
+        Err(Errno::STALE.into())
+    }
+
+    /// The kernel has dropped the node.
+    pub fn forget(&self, node: NodeId) {
+        if let Some(Node::File(slot, ino)) = node.node() {
+            self.index.write().forget(slot, ino);
+        }
+    }
+
+    /// Attributes of a node.
+    pub fn getattr(&self, node: NodeId) -> Result<Attr> {
+        match node.node() {
+            Some(Node::Dir(dir)) => self.stat_dir(dir),
+            Some(Node::File(slot, ino)) => {
+                if let Some(open) = self.open.find(node) {
+                    let stat = stat_fd(&open.fd).map_err(Error::on(slot))?;
+                    return Ok(Attr::new(node, &stat));
+                }
+                let (dir, name, file) = self.place_of(slot, ino)?;
+                Ok(self.stat_entry(dir, &name, file)?.0)
+            }
+            None => Err(Errno::STALE.into()),
+        }
+    }
+
+    /// The target of a symbolic link.
+    pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
+        let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::INVAL.into()) };
+        let (dir, name, _) = self.place_of(slot, ino)?;
+        let fd = self.dir_fd(slot, dir)?;
+        let target = rustix::fs::readlinkat(&fd, &name[..], Vec::new()).map_err(Error::on(slot))?;
+        Ok(target.into_bytes())
+    }
+
+    /// A name of an inode. ESTALE when it has none (left).
+    pub(super) fn place_of(&self, slot: Slot, ino: PackedIno) -> Result<(DirId, Vec<u8>, FileRef)> {
+        let index = self.index.read();
+        let entry = index.find_node(slot, ino).ok_or(Errno::STALE)?;
+        let (dir, name) = index.place(entry);
+        match index.what(entry) {
+            What::File(file) => Ok((dir, name.to_vec(), file)),
+            What::Dir(_) => Err(Errno::STALE.into()),
+        }
+    }
+
+    /// Attributes of the file that the index has under this name. ESTALE when the backing has none, or
+    /// another one.
+    pub(super) fn stat_entry(&self, dir: DirId, name: &[u8], file: FileRef) -> Result<(Attr, DirFd)> {
+        let gone = |e: Errno| if e == Errno::NOENT { Errno::STALE } else { e };
+        let fd = self.dir_fd(file.slot, dir).map_err(|e| Error::on(file.slot)(gone(e.errno())))?;
+        let stat = stat_at(&fd, name).map_err(|e| Error::on(file.slot)(gone(e)))?;
+        if !self.is_file(&stat, file) {
+            return Err(Errno::STALE.into());
+        }
+        Ok((Attr::new(file.node(), &stat), fd))
+    }
+
+    /// Whether the backing's file is the one that the index means.
+    pub(super) fn is_file(&self, stat: &Statx, file: FileRef) -> bool {
+        let ino = if PackedIno::plain(stat.stx_ino) == Some(file.ino) {
+            stat.stx_ino
+        } else {
+            self.index.read().ino(file.ino)
+        };
+        stat.stx_ino == ino && Kind::from_mode(u32::from(stat.stx_mode)) == file.kind
+    }
+
+    /// Attributes of a merged directory: mode and owner of its first backing, the newest of the times.
+    pub(super) fn stat_dir(&self, dir: DirId) -> Result<Attr> {
+        let (slots, subdirs) = {
+            let index = self.index.read();
+            (index.slots(dir), index.subdirs(dir))
+        };
+        let Some(slots) = slots else {
+            return self.removed_dirs.lock().get(&dir).copied().ok_or_else(|| Errno::STALE.into());
+        };
+        let mut merged: Option<Attr> = None;
+        let mut failed = Error::from(Errno::STALE);
+        for slot in slots.iter() {
+            let stat = self.dir_fd(slot, dir).and_then(|fd| stat_fd(&fd).map_err(Error::on(slot)));
+            match (stat, &mut merged) {
+                (Ok(stat), None) => merged = Some(Attr::new(NodeId::dir(dir), &stat)),
+                (Ok(stat), Some(merged)) => {
+                    let other = Attr::new(NodeId::dir(dir), &stat);
+                    merged.atime = merged.atime.max(other.atime);
+                    merged.mtime = merged.mtime.max(other.mtime);
+                    merged.ctime = merged.ctime.max(other.ctime);
+                }
+                // A backing that can't tell takes only itself out.
+                (Err(e), _) => failed = e,
+            }
+        }
+        // Directory ids are never used twice: no generation is needed, and the root's must be 0.
+        merged.map(|attr| Attr { nlink: 2 + subdirs, generation: 0, ..attr }).ok_or(failed)
+    }
+
+    /// Lets the index find the entry's node quickly from now on.
+    pub(super) fn remember(&self, entry: EntryId, file: FileRef) {
+        if !self.index.read().is_remembered(entry) {
+            let mut index = self.index.write();
+            // It may have gone meanwhile, and its number be another's.
+            if index.is_live(entry, file) {
+                index.remember(entry);
+            }
+        }
+    }
+
+    /// Takes a name out of the index that its backing doesn't have any more.
+    pub(super) fn drop_stale(&self, dir: DirId, name: &[u8], file: FileRef) {
+        let _lock = self.locks.lock(dir, name);
+        // Under the lock no operation of ours is half done: what is missing now is really gone.
+        if self.stat_entry(dir, name, file).is_err_and(|e| e.errno() == Errno::STALE) {
+            let mut index = self.index.write();
+            if let Some((entry, What::File(there))) = index.find(dir, name)
+                && there == file
+            {
+                index.remove(entry);
+                drop(index);
+                self.open.forget_idle(file.node());
+            }
+        }
+    }
+
+    /// Asks every backing for a name that the index doesn't have, and takes what is found into the index.
+    /// ENOENT when there is nothing.
+    fn probe(&self, dir: DirId, name: &[u8]) -> Result<()> {
+        let _lock = self.locks.lock(dir, name);
+        if self.index.read().find(dir, name).is_some() {
+            return Ok(());
+        }
+        let found: Vec<(Slot, DirFd, Statx)> = self
+            .backings
+            .iter()
+            .filter_map(|backing| {
+                let fd = self.probe_dir(backing.slot, dir)?;
+                let stat = stat_at(&fd, name).ok()?;
+                (!is_mount_root(&stat)).then_some((backing.slot, fd, stat))
+            })
+            .collect();
+        let is_dir = |stat: &Statx| Kind::from_mode(u32::from(stat.stx_mode)) == Kind::Dir;
+        if found.iter().any(|(_, _, stat)| is_dir(stat)) {
+            for (slot, fd, _) in found.iter().filter(|(_, _, stat)| is_dir(stat)) {
+                self.adopt_dir(dir, name, *slot, fd)?;
+            }
+            return Ok(());
+        }
+        // The newest is the file; of equal ones the lowest slot's.
+        let newest = found
+            .iter()
+            .max_by_key(|(slot, _, s)| (s.stx_ctime.tv_sec, s.stx_ctime.tv_nsec, std::cmp::Reverse(*slot)));
+        let Some((slot, _, stat)) = newest else { return Err(Errno::NOENT.into()) };
+        let mut index = self.index.write();
+        let file = FileRef {
+            slot: *slot,
+            ino: index.pack_ino(stat.stx_ino),
+            kind: Kind::from_mode(u32::from(stat.stx_mode)),
+            reason: Reason::Probed.code(),
+        };
+        if let Ok(entry) = index.add_file(dir, name, file)? {
+            let others = found.iter().map(|(slot, ..)| *slot).collect::<SlotSet>();
+            index.set_shadows(entry, others.without(*slot));
+        }
+        Ok(())
+    }
+
+    /// The directory on a backing, also where the index doesn't know yet that the backing has it.
+    fn probe_dir(&self, slot: Slot, dir: DirId) -> Option<DirFd> {
+        let (known, path) = {
+            let index = self.index.read();
+            let known = index.slots(dir)?.has(slot);
+            (known, if known { Vec::new() } else { index.path(dir) })
+        };
+        if known {
+            return self.dir_fd(slot, dir).ok();
+        }
+        self.backing(slot).open_dir(&path).ok()?;
+        {
+            // The backing has it: from now on it's part of the merged one. So are those above it.
+            let mut index = self.index.write();
+            if index.path(dir) != path {
+                return None;
+            }
+            let mut at = dir;
+            while let Some(slots) = index.slots(at) {
+                if slots.has(slot) {
+                    break;
+                }
+                index.set_slots(at, slots.with(slot));
+                at = index.parent(at);
+            }
+        }
+        self.dir_fd(slot, dir).ok()
+    }
+
+    /// Takes a directory with all that is below it into the index.
+    fn adopt_dir(&self, dir: DirId, name: &[u8], slot: Slot, parent: &DirFd) -> Result<()> {
+        use std::os::fd::AsFd;
+        let Ok(root) = open_dir_below(parent.as_fd(), name) else { return Ok(()) };
+        let source = crate::index::Source {
+            root: root.as_fd(),
+            reason: Reason::Probed.code(),
+            ..source(self.backing(slot))
+        };
+        let subtree = read_subtree(&source);
+        let mut index = self.index.write();
+        let id = match index.add_dir(dir, name, SlotSet::one(slot))? {
+            Ok(new) => new,
+            Err(taken) => match index.what(taken) {
+                What::Dir(there) => {
+                    let slots = index.slots(there).unwrap_or_default();
+                    index.set_slots(there, slots.with(slot));
+                    there
+                }
+                What::File(_) => return Ok(()),
+            },
+        };
+        merge_subtree(&mut index, id, &source, subtree)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,320 @@
+//! Making files and directories: choosing the backing, having the directory there, and the new name.
+//!
+//! What always holds: a new file is the caller's from its first moment, and its name is on exactly one
+//! backing. A backing that has no room, or fails, is passed over for another; only when none is left is the
+//! answer ENOSPC (or the last backing's error), and nothing was made then.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps};
+use rustix::io::Errno;
+
+use super::attr::{Attr, stat_at, stat_fd};
+use super::creds::{Acting, keeping_setgid};
+use super::{Caller, DirFd, Entry, Error, Fs, NodeId, Opened, Result, check_new_name, proc_path};
+
+use crate::index::{DirId, FileRef, Kind, Slot, SlotSet, What};
+use crate::placement::{Asker, Decision, Reason, Target, rendezvous};
+
+/// Where a new name goes on disk.
+struct Place {
+    slot: Slot,
+    dir: DirFd,
+    decision: Option<Decision>,
+}
+
+impl Fs {
+    /// Creates and opens a file; opens it if it's there and `O_EXCL` isn't set.
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Entry, Opened)> {
+        let dir = self.dir_of(parent)?;
+        check_new_name(name)?;
+        if let Some(existing) = self.existing_file(parent, dir, name, flags)? {
+            return Ok((existing, self.open(existing.node, flags)?));
+        }
+        let make = |place: &Place| {
+            let open = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let acting = Acting::as_caller(caller);
+            let fd = keeping_setgid(mode, || {
+                rustix::fs::openat(&place.dir, name, open, Mode::from_raw_mode(mode & 0o7777))
+            })?;
+            drop(acting);
+            let stat = stat_fd(&fd)?;
+            Ok((fd, stat))
+        };
+        let made = self.make(caller, dir, name, make, |place, (fd, stat)| {
+            let mut index = self.index.write();
+            let file = FileRef {
+                slot: place.slot,
+                ino: index.pack_ino(stat.stx_ino),
+                kind: Kind::File,
+                reason: place.decision.map_or(Reason::Hash, |d| d.reason).code(),
+            };
+            let entry = index.add_file(dir, name, file)?.map_err(|_| Errno::EXIST)?;
+            index.remember(entry);
+            drop(index);
+            if let Some(decision) = place.decision {
+                self.decisions.lock().put(file.node(), decision);
+            }
+            Ok((file, Attr::new(file.node(), &stat), fd))
+        });
+        match made {
+            Ok((file, attr, fd)) => Ok((attr, self.open_created(file, fd, flags)?)),
+            // Somebody made it behind the mount's back, on the very backing.
+            Err(e) if e.errno() == Errno::EXIST && flags & libc::O_EXCL == 0 => {
+                let existing = self.lookup(parent, name)?;
+                Ok((existing, self.open(existing.node, flags)?))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The file that a create finds there already. EEXIST or EISDIR where the create can't use it.
+    fn existing_file(&self, parent: NodeId, dir: DirId, name: &[u8], flags: i32) -> Result<Option<Entry>> {
+        let found = self.index.read().find(dir, name);
+        match found {
+            None => Ok(None),
+            Some(_) if flags & libc::O_EXCL != 0 => {
+                // The index may be behind the backing; a lookup sets that right.
+                match self.lookup(parent, name) {
+                    Ok(_) => Err(Errno::EXIST.into()),
+                    Err(e) if e.errno() == Errno::NOENT => Ok(None),
+                    Err(e) => Err(e),
+                }
+            }
+            Some((_, What::Dir(_))) => Err(Errno::ISDIR.into()),
+            Some((_, What::File(_))) => match self.lookup(parent, name) {
+                Ok(attr) => Ok(Some(attr)),
+                Err(e) if e.errno() == Errno::NOENT => Ok(None),
+                Err(e) => Err(e),
+            },
+        }
+    }
+
+    /// Makes a regular file, pipe, socket or device node.
+    pub fn mknod(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32, rdev: u32) -> Result<Entry> {
+        use rustix::fs::FileType;
+        let kind = FileType::from_raw_mode(mode);
+        let device = super::attr::decode_dev(rdev);
+        self.make_node(caller, parent, name, Kind::from_mode(mode), |dir| {
+            let _acting = Acting::as_caller(caller);
+            keeping_setgid(mode, || {
+                rustix::fs::mknodat(dir, name, kind, Mode::from_raw_mode(mode & 0o7777), device)
+            })
+        })
+    }
+
+    /// Makes a symbolic link.
+    pub fn symlink(&self, caller: &Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<Entry> {
+        self.make_node(caller, parent, name, Kind::Symlink, |dir| {
+            let _acting = Acting::as_caller(caller);
+            rustix::fs::symlinkat(target, dir, name)
+        })
+    }
+
+    fn make_node(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        kind: Kind,
+        act: impl Fn(&DirFd) -> std::result::Result<(), Errno>,
+    ) -> Result<Entry> {
+        let dir = self.dir_of(parent)?;
+        check_new_name(name)?;
+        let make = |place: &Place| {
+            act(&place.dir)?;
+            stat_at(&place.dir, name)
+        };
+        self.make(caller, dir, name, make, |place, stat| {
+            let mut index = self.index.write();
+            let file = FileRef {
+                slot: place.slot,
+                ino: index.pack_ino(stat.stx_ino),
+                kind,
+                reason: place.decision.map_or(Reason::Hash, |d| d.reason).code(),
+            };
+            let entry = index.add_file(dir, name, file)?.map_err(|_| Errno::EXIST)?;
+            index.remember(entry);
+            Ok(Attr::new(file.node(), &stat))
+        })
+    }
+
+    /// Makes a directory, on one backing; others get it when a file needs it there.
+    pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<Entry> {
+        let dir = self.dir_of(parent)?;
+        check_new_name(name)?;
+        let make = |place: &Place| {
+            let _acting = Acting::as_caller(caller);
+            keeping_setgid(mode, || rustix::fs::mkdirat(&place.dir, name, Mode::from_raw_mode(mode & 0o7777)))
+        };
+        let id = self.make_by(
+            |candidates| {
+                let path = self.index.read().path_of(dir, name);
+                rendezvous::choose(&path, candidates.iter().filter(|c| c.usable))
+                    .map(|c| (Slot(c.slot), None))
+            },
+            dir,
+            name,
+            make,
+            |place, ()| {
+                Ok(self
+                    .index
+                    .write()
+                    .add_dir(dir, name, SlotSet::one(place.slot))?
+                    .map_err(|_| Errno::EXIST)?)
+            },
+        )?;
+        self.stat_dir(id)
+    }
+
+    fn make<M, T>(
+        &self,
+        caller: &Caller,
+        dir: DirId,
+        name: &[u8],
+        make: impl Fn(&Place) -> std::result::Result<M, Errno>,
+        commit: impl FnOnce(&Place, M) -> Result<T>,
+    ) -> Result<T> {
+        let asker = Asker { tid: caller.tid, uid: caller.uid, gid: caller.gid };
+        let path = self.index.read().path_of(dir, name);
+        let choose = |candidates: &[_]| {
+            let decision = self.policy.choose(&asker, &Target { path: &path }, candidates)?;
+            Some((Slot(decision.slot), Some(decision)))
+        };
+        self.make_by(choose, dir, name, make, commit)
+    }
+
+    /// Chooses a backing, makes something there with `make` and enters it with `commit`; tries the next
+    /// backing where one has no room or fails.
+    fn make_by<M, T>(
+        &self,
+        choose: impl Fn(&[crate::placement::Candidate]) -> Option<(Slot, Option<Decision>)>,
+        dir: DirId,
+        name: &[u8],
+        make: impl Fn(&Place) -> std::result::Result<M, Errno>,
+        commit: impl FnOnce(&Place, M) -> Result<T>,
+    ) -> Result<T> {
+        let mut candidates = self.candidates();
+        let mut failed = Error::from(Errno::NOSPC);
+        while let Some((slot, decision)) = choose(&candidates) {
+            let made = self.ensure_dir(slot, dir).and_then(|fd| {
+                let place = Place { slot, dir: fd, decision };
+                let lock = self.locks.lock(dir, name);
+                if self.index.read().find(dir, name).is_some() {
+                    return Err(Errno::EXIST.into());
+                }
+                let made = make(&place).map_err(Error::on(slot))?;
+                Ok((place, made, lock))
+            });
+            match made {
+                Ok((place, made, _lock)) => return commit(&place, made),
+                Err(e) if passes_over(e.errno()) => {
+                    self.backing(slot).space.distrust();
+                    candidates[slot.index()].usable = false;
+                    failed = e;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Err(failed)
+    }
+
+    /// The directory on a backing, made there (with all above it) if the backing doesn't have it yet.
+    pub(super) fn ensure_dir(&self, slot: Slot, dir: DirId) -> Result<DirFd> {
+        loop {
+            let (has, place) = {
+                let index = self.index.read();
+                let has = index.slots(dir).ok_or(Errno::NOENT)?.has(slot);
+                (has, index.dir_place(dir).map(|(parent, name)| (parent, name.to_vec())))
+            };
+            let Some((parent, name)) = place else { return self.dir_fd(slot, dir) };
+            if has {
+                match self.dir_fd(slot, dir) {
+                    // Removed behind the mount's back: make it again.
+                    Err(e) if e.errno() == Errno::NOENT => {}
+                    result => return result,
+                }
+            }
+            let above = self.ensure_dir(slot, parent)?;
+            // A rename or removal of the directory takes this lock too.
+            let _lock = self.locks.lock(parent, &name);
+            if self.index.read().dir_place(dir) != Some((parent, &name)) {
+                continue;
+            }
+            self.copy_dir(slot, dir, &above, &name)?;
+            let mut index = self.index.write();
+            let slots = index.slots(dir).ok_or(Errno::NOENT)?;
+            index.set_slots(dir, slots.with(slot));
+        }
+    }
+
+    /// Makes a directory of another backing on this one: same mode, owner, times and extended attributes;
+    /// the directory above it keeps its times, because clients see no change there.
+    fn copy_dir(&self, slot: Slot, dir: DirId, above: &DirFd, name: &[u8]) -> Result<()> {
+        let on = Error::on(slot);
+        let model = self.stat_dir(dir)?;
+        let above_stat = stat_fd(above).map_err(on)?;
+        match rustix::fs::mkdirat(above, name, Mode::from_raw_mode(u32::from(model.perm))) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => return Ok(()),
+            Err(e) => return Err(on(e)),
+        }
+        let made = crate::backing::open_dir_below(above.as_fd(), name)?;
+        use rustix::fs::{Gid, Uid};
+        if rustix::process::geteuid().is_root() {
+            let owner = (Some(Uid::from_raw(model.uid)), Some(Gid::from_raw(model.gid)));
+            rustix::fs::chownat(&made, c"", owner.0, owner.1, AtFlags::EMPTY_PATH).map_err(on)?;
+        }
+        let perm = u32::from(model.perm);
+        keeping_setgid(perm, || {
+            rustix::fs::chmodat(CWD, proc_path(&made), Mode::from_raw_mode(perm), AtFlags::empty())
+        })
+        .map_err(on)?;
+        self.copy_dir_xattrs(dir, slot, &made);
+        let time = |t: super::Time| Timespec { tv_sec: t.secs, tv_nsec: t.nanos.into() };
+        let times = Timestamps { last_access: time(model.atime), last_modification: time(model.mtime) };
+        rustix::fs::utimensat(&made, c"", &times, AtFlags::EMPTY_PATH).map_err(on)?;
+        let above_times = Timestamps {
+            last_access: time(above_stat.stx_atime.into()),
+            last_modification: time(above_stat.stx_mtime.into()),
+        };
+        rustix::fs::utimensat(above, c"", &above_times, AtFlags::EMPTY_PATH).map_err(on)
+    }
+
+    /// The extended attributes too, as far as this backing takes them.
+    fn copy_dir_xattrs(&self, dir: DirId, slot: Slot, made: &OwnedFd) {
+        let Some(from) = self.index.read().slots(dir).and_then(|slots| slots.without(slot).iter().next())
+        else {
+            return;
+        };
+        let Ok(fd) = self.dir_fd(from, dir) else { return };
+        for name in super::xattr::list_path(&proc_path(&fd)).unwrap_or_default() {
+            if let Ok(value) = super::xattr::get_path(&proc_path(&fd), &name) {
+                let _ =
+                    rustix::fs::setxattr(proc_path(made), &name[..], &value, rustix::fs::XattrFlags::empty());
+            }
+        }
+    }
+}
+
+/// Whether an error of one backing means that another is to be tried.
+fn passes_over(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::NOSPC
+            | Errno::DQUOT
+            | Errno::ROFS
+            | Errno::IO
+            | Errno::NODEV
+            | Errno::NXIO
+            | Errno::SHUTDOWN
+            | Errno::UCLEAN
+    )
+}

@@ -1,0 +1,233 @@
+//! The filesystem: what each operation means on the merged tree, in plain Rust types.
+//!
+//! What always holds:
+//! - nothing here knows fuser; a test can drive it without a mount;
+//! - an operation goes index -> placement -> backing, and the index's lock is never held across a disk call;
+//! - the disk changes first, the index after it, both under the lock of the name (`locks`); so what the index
+//!   says was true on disk at some moment of the operation, whatever failed in between.
+
+mod attr;
+mod creds;
+mod data;
+mod dirs;
+mod error;
+mod link;
+mod locks;
+mod lookup;
+mod make;
+mod open;
+mod readdir;
+mod remove;
+mod rename;
+mod setattr;
+mod stats;
+mod xattr;
+
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use lru::LruCache;
+use parking_lot::{Mutex, RwLock};
+use rustix::io::Errno;
+
+use crate::backing::{Backing, is_reserved};
+use crate::index::{self, DirId, Index, Node, NodeId, Progress, Report, Slot};
+use crate::io::{BackingRegistry, Engine};
+use crate::placement::{self, Candidate, Decision, Policy, Reason};
+
+pub use attr::{Attr, Time};
+pub use creds::{Caller, prepare_process};
+pub use data::Whence;
+pub use error::{Error, Result};
+pub use open::{Data, Opened};
+pub use readdir::{DirEntry, DirEntryPlus};
+pub use rename::RenameMode;
+pub use setattr::{SetAttr, SetTime};
+pub use stats::{Counters, IndexCounts, Op, StatFs};
+
+use dirs::{DirFd, Dirs};
+use locks::NameLocks;
+use open::OpenTable;
+
+/// How a filesystem is to behave.
+pub struct Options {
+    /// Nobody else changes the backings: a name that the index doesn't have is absent.
+    pub exclusive: bool,
+    /// Where new files go.
+    pub policy: Box<dyn Policy>,
+    /// How many directories may be kept open.
+    pub open_dirs: NonZeroUsize,
+    /// How many files may be kept ready for their next open.
+    pub idle_files: NonZeroUsize,
+}
+
+/// How long the kernel may keep what it was told: all changes of a mount go through it.
+pub const TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// Placement decisions kept for `kvfs locate`.
+const REMEMBERED_DECISIONS: usize = 16384;
+
+/// A name and the attributes of what it stands for.
+pub type Entry = Attr;
+
+/// The merged filesystem.
+pub struct Fs {
+    backings: Vec<Backing>,
+    index: RwLock<Index>,
+    dirs: Dirs,
+    locks: NameLocks,
+    open: OpenTable,
+    policy: Box<dyn Policy>,
+    candidates: Vec<Candidate>,
+    exclusive: bool,
+    engine: Arc<dyn Engine>,
+    registry: OnceLock<Arc<BackingRegistry>>,
+    decisions: Mutex<LruCache<NodeId, Decision>>,
+    removed_dirs: Mutex<LruCache<DirId, Attr>>,
+    scan: Report,
+    invalidate: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
+    /// What was done and how often.
+    pub counters: Counters,
+}
+
+impl Fs {
+    /// Reads the backings and makes a filesystem of them.
+    pub fn new(
+        backings: Vec<Backing>,
+        options: Options,
+        engine: Arc<dyn Engine>,
+        progress: impl FnMut(Progress),
+    ) -> std::io::Result<Fs> {
+        let sources: Vec<_> = backings.iter().map(source).collect();
+        let (index, scan) = index::scan(&sources, progress).map_err(std::io::Error::other)?;
+        let candidates = backings
+            .iter()
+            .map(|b| {
+                let weight = b.space.room(b.root()).map_or(0, |room| room.total);
+                Candidate { slot: b.slot.0, id: b.id(), weight, usable: true }
+            })
+            .collect();
+        let keep = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
+        Ok(Fs {
+            dirs: Dirs::new(&backings, options.open_dirs)?,
+            backings,
+            index: RwLock::new(index),
+            locks: NameLocks::new(),
+            open: OpenTable::new(options.idle_files),
+            policy: options.policy,
+            candidates,
+            exclusive: options.exclusive,
+            engine,
+            registry: OnceLock::new(),
+            decisions: Mutex::new(LruCache::new(keep(REMEMBERED_DECISIONS))),
+            removed_dirs: Mutex::new(LruCache::new(keep(4096))),
+            scan,
+            invalidate: OnceLock::new(),
+            counters: Counters::default(),
+        })
+    }
+
+    /// The kernel passes file data through, by this registry, where a backing allows it.
+    pub fn set_registry(&self, registry: Arc<BackingRegistry>) {
+        let _ = self.registry.set(registry);
+    }
+
+    /// Who tells the kernel to ask again for what it knows of a node.
+    pub fn set_invalidator(&self, invalidate: impl Fn(NodeId) + Send + Sync + 'static) {
+        let _ = self.invalidate.set(Box::new(invalidate));
+    }
+
+    /// The backings, by slot.
+    pub fn backings(&self) -> &[Backing] {
+        &self.backings
+    }
+
+    /// What the scan at the start found.
+    pub fn scan_report(&self) -> &Report {
+        &self.scan
+    }
+
+    /// The engine for data that isn't passed through.
+    pub fn engine(&self) -> &dyn Engine {
+        &*self.engine
+    }
+
+    /// The placement policy.
+    pub fn policy(&self) -> &dyn Policy {
+        &*self.policy
+    }
+
+    /// Whether a miss is final.
+    pub fn exclusive(&self) -> bool {
+        self.exclusive
+    }
+
+    fn backing(&self, slot: Slot) -> &Backing {
+        &self.backings[slot.index()]
+    }
+
+    /// The directory that a node id stands for.
+    fn dir_of(&self, node: NodeId) -> Result<DirId> {
+        match node.node() {
+            Some(Node::Dir(dir)) => Ok(dir),
+            Some(Node::File(..)) => Err(Errno::NOTDIR.into()),
+            None => Err(Errno::STALE.into()),
+        }
+    }
+
+    fn dir_fd(&self, slot: Slot, dir: DirId) -> Result<DirFd> {
+        self.dirs.get(&self.index, &self.locks, slot, dir)
+    }
+
+    /// All backings as placement sees them, with whether each takes new files now.
+    fn candidates(&self) -> Vec<Candidate> {
+        let usable = |c: &Candidate| self.backings[usize::from(c.slot)].takes_new_files();
+        self.candidates.iter().map(|c| Candidate { usable: usable(c), ..*c }).collect()
+    }
+
+    /// Why the file is where it is, for people.
+    pub(crate) fn placement_of(&self, node: NodeId, reason: u8, path: &[u8]) -> String {
+        if let Some(decision) = self.decisions.lock().peek(&node) {
+            return format!("{}: {}", self.policy.name(), decision.detail);
+        }
+        let rule = self.policy.explain(&placement::Target { path }, &self.candidates);
+        match Reason::from_code(reason) {
+            Some(reason) => format!("{reason} ({rule})"),
+            None => rule,
+        }
+    }
+}
+
+fn source(backing: &Backing) -> index::Source<'_> {
+    index::Source {
+        slot: backing.slot,
+        root: backing.root(),
+        is_reserved,
+        reason: Reason::FoundAtScan.code(),
+    }
+}
+
+/// A name that a client may look up: the kernel sends no others, but a test or a fault may.
+fn check_name(name: &[u8]) -> Result<()> {
+    if name.len() > 255 {
+        return Err(Errno::NAMETOOLONG.into());
+    }
+    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
+        return Err(Errno::INVAL.into());
+    }
+    Ok(())
+}
+
+/// A name that a client may make.
+fn check_new_name(name: &[u8]) -> Result<()> {
+    check_name(name)?;
+    if is_reserved(name) { Err(Errno::PERM.into()) } else { Ok(()) }
+}
+
+/// The path by which a file that is open, in whatever way, can be opened again.
+fn proc_path(fd: &OwnedFd) -> String {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}

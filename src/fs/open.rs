@@ -1,0 +1,357 @@
+//! Open files: one record per inode, shared by all its opens, and one handle per open.
+//!
+//! What always holds: an inode is in one mode while it's open, passthrough with one backing id or data
+//! through the daemon; the kernel answers EIO to any mix (fs/fuse/iomode.c). A record stays after the last
+//! close as long as there's room for it (the next open then costs no system call), unless the file was
+//! removed.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
+
+use lru::LruCache;
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::{Mode, OFlags, Statx};
+use rustix::io::Errno;
+use slab::Slab;
+
+use super::attr::stat_fd;
+use super::{Error, Fs, NodeId, Result, proc_path};
+use crate::backing::Passthrough;
+use crate::index::{FileRef, Kind, Node, Slot};
+use crate::io::{IoFile, Registered};
+
+/// Tables of open inodes, so that opens of different files don't wait for each other.
+const SHARDS: usize = 32;
+
+/// An inode that is open, or was a short while ago.
+pub(super) struct OpenNode {
+    pub(super) node: NodeId,
+    pub(super) slot: Slot,
+    /// The file, with `O_PATH` or better.
+    pub(super) fd: OwnedFd,
+    /// The same, for what `O_PATH` can't do; `fd` itself where that was opened for writing.
+    writable: OnceLock<OwnedFd>,
+    fd_is_writable: bool,
+    /// How its data moves, decided at the first open. The lock is held while the kernel is told.
+    mode: Mutex<DataMode>,
+}
+
+enum DataMode {
+    Undecided,
+    Passthrough(Registered),
+    Daemon,
+}
+
+/// How the data of an open moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// The kernel reads and writes the backing file with this id.
+    Passthrough(u32),
+    /// Requests come to the daemon.
+    Daemon,
+}
+
+/// An open file as the kernel is told of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// The handle's number.
+    pub fh: u64,
+    /// How its data moves.
+    pub data: Data,
+}
+
+/// One open.
+pub(super) struct Handle {
+    pub(super) node: Arc<OpenNode>,
+    /// Only where data comes to the daemon.
+    pub(super) io: Option<Arc<IoFile>>,
+}
+
+/// Open inodes, each with the number of its opens.
+type Shard = HashMap<NodeId, (Arc<OpenNode>, usize)>;
+
+/// All open files.
+pub(super) struct OpenTable {
+    shards: Vec<Mutex<Shard>>,
+    idle: Mutex<LruCache<NodeId, Arc<OpenNode>>>,
+    handles: RwLock<Slab<Arc<Handle>>>,
+}
+
+impl OpenTable {
+    pub(super) fn new(idle: NonZeroUsize) -> OpenTable {
+        OpenTable {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            idle: Mutex::new(LruCache::new(idle)),
+            handles: RwLock::new(Slab::new()),
+        }
+    }
+
+    fn shard(&self, node: NodeId) -> &Mutex<Shard> {
+        // Inode numbers of neighbours differ in the low bits.
+        &self.shards[node.0 as usize % SHARDS]
+    }
+
+    /// The record of an inode that is open, or was lately.
+    pub(super) fn find(&self, node: NodeId) -> Option<Arc<OpenNode>> {
+        if let Some((open, _)) = self.shard(node).lock().get(&node) {
+            return Some(open.clone());
+        }
+        self.idle.lock().get(&node).cloned()
+    }
+
+    /// The record, with one more open of it.
+    fn take(&self, node: NodeId) -> Option<Arc<OpenNode>> {
+        let mut shard = self.shard(node).lock();
+        if let Some((open, count)) = shard.get_mut(&node) {
+            *count += 1;
+            return Some(open.clone());
+        }
+        let idle = self.idle.lock().pop(&node)?;
+        shard.insert(node, (idle.clone(), 1));
+        Some(idle)
+    }
+
+    /// Enters a record with its first open. If somebody was faster, theirs is taken.
+    fn enter(&self, new: OpenNode) -> Arc<OpenNode> {
+        let mut shard = self.shard(new.node).lock();
+        let (open, count) = shard.entry(new.node).or_insert_with(|| (Arc::new(new), 0));
+        *count += 1;
+        open.clone()
+    }
+
+    /// One open less.
+    fn give_back(&self, open: Arc<OpenNode>, keep: bool) {
+        let mut shard = self.shard(open.node).lock();
+        let Some((_, count)) = shard.get_mut(&open.node) else { return };
+        *count -= 1;
+        if *count > 0 {
+            return;
+        }
+        shard.remove(&open.node);
+        // Dropping a record closes files: not under the locks.
+        let dropped =
+            if keep { self.idle.lock().push(open.node, open).map(|(_, old)| old) } else { Some(open) };
+        drop(shard);
+        drop(dropped);
+    }
+
+    /// The file was removed: nothing is kept of it beyond its last close.
+    pub(super) fn forget_idle(&self, node: NodeId) {
+        let dropped = self.idle.lock().pop(&node);
+        drop(dropped);
+    }
+
+    pub(super) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
+        let handles = self.handles.read();
+        usize::try_from(fh).ok().and_then(|fh| handles.get(fh)).cloned().ok_or_else(|| Errno::BADF.into())
+    }
+
+    fn add_handle(&self, handle: Handle) -> u64 {
+        self.handles.write().insert(Arc::new(handle)) as u64
+    }
+
+    fn remove_handle(&self, fh: u64) -> Option<Arc<Handle>> {
+        let fh = usize::try_from(fh).ok()?;
+        self.handles.write().try_remove(fh)
+    }
+
+    /// Open handles now.
+    pub(super) fn handles_open(&self) -> usize {
+        self.handles.read().len()
+    }
+}
+
+impl OpenNode {
+    /// A descriptor that can be written, synced and seeked; read-only where the file can't be written.
+    pub(super) fn writable(&self) -> Result<&OwnedFd> {
+        if self.fd_is_writable {
+            return Ok(&self.fd);
+        }
+        if let Some(fd) = self.writable.get() {
+            return Ok(fd);
+        }
+        let path = proc_path(&self.fd);
+        let open = |flags| rustix::fs::open(&path, flags | OFlags::CLOEXEC, Mode::empty());
+        let fd = open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY)).map_err(Error::on(self.slot))?;
+        Ok(self.writable.get_or_init(|| fd))
+    }
+}
+
+impl Fs {
+    /// Opens a file that exists.
+    pub fn open(&self, node: NodeId, flags: i32) -> Result<Opened> {
+        let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::ISDIR.into()) };
+        let open = match self.open.take(node) {
+            Some(open) => open,
+            None => {
+                let (fd, stat) = self.open_path(slot, ino)?;
+                if Kind::from_mode(u32::from(stat.stx_mode)) != Kind::File {
+                    return Err(Errno::NXIO.into());
+                }
+                self.open.enter(OpenNode::new(node, slot, fd, false))
+            }
+        };
+        self.finish_open(open, flags)
+    }
+
+    /// Opens the file that was just created, by its creator's descriptor.
+    pub(super) fn open_created(&self, file: FileRef, fd: OwnedFd, flags: i32) -> Result<Opened> {
+        let open = self.open.enter(OpenNode::new(file.node(), file.slot, fd, true));
+        // A new file has nothing to cut off.
+        self.finish_open(open, flags & !libc::O_TRUNC)
+    }
+
+    fn finish_open(&self, open: Arc<OpenNode>, flags: i32) -> Result<Opened> {
+        let opened = self.prepare_open(&open, flags);
+        match opened {
+            Ok((data, io)) => Ok(Opened { fh: self.open.add_handle(Handle { node: open, io }), data }),
+            Err(e) => {
+                self.open.give_back(open, false);
+                Err(e)
+            }
+        }
+    }
+
+    fn prepare_open(&self, open: &OpenNode, flags: i32) -> Result<(Data, Option<Arc<IoFile>>)> {
+        if flags & libc::O_TRUNC != 0 {
+            truncate(&open.fd, 0).map_err(Error::on(open.slot))?;
+        }
+        let data = self.data_of(open);
+        let io = match data {
+            Data::Passthrough(_) => None,
+            Data::Daemon => Some(Arc::new(self.open_io(open, flags)?)),
+        };
+        Ok((data, io))
+    }
+
+    /// Passthrough if the kernel takes the file, by its one id; decided at the first open.
+    fn data_of(&self, open: &OpenNode) -> Data {
+        let mut mode = open.mode.lock();
+        if let DataMode::Undecided = *mode {
+            *mode = match (self.registry.get(), self.backing(open.slot).passthrough()) {
+                (Some(registry), Passthrough::On) => match registry.register(open.fd.as_fd()) {
+                    Ok(registered) => DataMode::Passthrough(registered),
+                    Err(e) => {
+                        tracing::warn!(
+                            "backing {}: the kernel doesn't pass a file through ({e}); its data goes through the daemon",
+                            open.slot.0
+                        );
+                        DataMode::Daemon
+                    }
+                },
+                _ => DataMode::Daemon,
+            };
+        }
+        match &*mode {
+            DataMode::Passthrough(registered) => Data::Passthrough(registered.id()),
+            _ => Data::Daemon,
+        }
+    }
+
+    /// The descriptor of one open whose data comes to the daemon.
+    fn open_io(&self, open: &OpenNode, flags: i32) -> Result<IoFile> {
+        // Not O_APPEND: the kernel sends the offset. Writers may be asked to read too: a page that is
+        // mapped and written in part is read first.
+        let access = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => OFlags::RDONLY,
+            _ => OFlags::RDWR,
+        };
+        let kept = libc::O_DIRECT | libc::O_SYNC | libc::O_DSYNC | libc::O_NOATIME;
+        let wanted = access | OFlags::from_bits_retain((flags & kept) as u32) | OFlags::CLOEXEC;
+        let path = proc_path(&open.fd);
+        let opened = rustix::fs::open(&path, wanted, Mode::empty()).or_else(|e| match e {
+            // Of another's file, as an ordinary user.
+            Errno::PERM => rustix::fs::open(&path, wanted.difference(OFlags::NOATIME), Mode::empty()),
+            e => Err(e),
+        });
+        let fd = opened.map_err(Error::on(open.slot))?;
+        let direct = flags & libc::O_DIRECT != 0;
+        Ok(IoFile::new(fd, direct.then(|| self.backing(open.slot).dio_align)))
+    }
+
+    /// The inode by one of its names, with `O_PATH`, after making sure it's the right one.
+    pub(super) fn open_path(&self, slot: Slot, ino: crate::index::PackedIno) -> Result<(OwnedFd, Statx)> {
+        for _ in 0..4 {
+            let (dir, name, file) = self.place_of(slot, ino)?;
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let opened = self.dir_fd(slot, dir).and_then(|fd| {
+                rustix::fs::openat(&fd, &name[..], flags, Mode::empty()).map_err(Error::on(slot))
+            });
+            match opened {
+                Ok(fd) => {
+                    let stat = stat_fd(&fd).map_err(Error::on(slot))?;
+                    if self.is_file(&stat, file) {
+                        return Ok((fd, stat));
+                    }
+                }
+                Err(e) if e.errno() == Errno::NOENT => {}
+                Err(e) => return Err(e),
+            }
+            // Renamed meanwhile, or changed behind the mount's back.
+            self.drop_stale(dir, &name, file);
+        }
+        Err(Errno::STALE.into())
+    }
+
+    /// A descriptor of a node, open or not, that attributes can be set through.
+    pub(super) fn node_fd(&self, slot: Slot, ino: crate::index::PackedIno) -> Result<NodeFd> {
+        match self.open.find(NodeId::file(slot, ino)) {
+            Some(open) => Ok(NodeFd::Open(open)),
+            None => Ok(NodeFd::Path(self.open_path(slot, ino)?.0)),
+        }
+    }
+
+    /// The kernel is done with a handle. One that isn't known does no harm.
+    pub fn release(&self, fh: u64) {
+        let Some(handle) = self.open.remove_handle(fh) else { return };
+        let node = handle.node.clone();
+        drop(handle);
+        // A file without a name is not kept.
+        let keep = match node.node.node() {
+            Some(Node::File(slot, ino)) => self.index.read().find_known(slot, ino),
+            _ => false,
+        };
+        self.open.give_back(node, keep);
+    }
+
+    /// Handles open now.
+    pub fn handles_open(&self) -> usize {
+        self.open.handles_open()
+    }
+}
+
+/// A node's descriptor.
+pub(super) enum NodeFd {
+    Open(Arc<OpenNode>),
+    Path(OwnedFd),
+}
+
+impl NodeFd {
+    pub(super) fn fd(&self) -> &OwnedFd {
+        match self {
+            NodeFd::Open(open) => &open.fd,
+            NodeFd::Path(fd) => fd,
+        }
+    }
+}
+
+impl OpenNode {
+    fn new(node: NodeId, slot: Slot, fd: OwnedFd, fd_is_writable: bool) -> OpenNode {
+        OpenNode {
+            node,
+            slot,
+            fd,
+            writable: OnceLock::new(),
+            fd_is_writable,
+            mode: Mutex::new(DataMode::Undecided),
+        }
+    }
+}
+
+/// Cuts a file off, or makes it longer, whatever way it's open.
+pub(super) fn truncate(fd: &OwnedFd, size: u64) -> std::result::Result<(), Errno> {
+    let size = i64::try_from(size).map_err(|_| Errno::FBIG)?;
+    nix::unistd::truncate(proc_path(fd).as_str(), size).map_err(|e| Errno::from_raw_os_error(e as i32))
+}

@@ -1,0 +1,124 @@
+//! Listing directories.
+//!
+//! What always holds: an entry that is there throughout is listed once, whatever changes meanwhile; a cookie
+//! is good for as long as the mount lives. What a listing says was in the index, not asked of the disk; the
+//! attributes that go with it are asked of the disk.
+
+use rustix::io::Errno;
+
+use super::attr::Attr;
+use super::{Fs, NodeId, Result};
+use crate::index::{DirId, Kind, What};
+
+/// An entry as a listing shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct DirEntry<'a> {
+    /// Its node.
+    pub node: NodeId,
+    /// Its type.
+    pub kind: Kind,
+    /// Its name.
+    pub name: &'a [u8],
+    /// Where to go on after it.
+    pub next: u64,
+}
+
+/// An entry with its attributes.
+#[derive(Clone, Debug)]
+pub struct DirEntryPlus {
+    /// The attributes. Only node and type are right where `known` is false.
+    pub attr: Attr,
+    /// Whether the backing could be asked. `.` and `..` aren't asked about.
+    pub known: bool,
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Where to go on after it.
+    pub next: u64,
+}
+
+/// `.` and `..` come before the first entry.
+const DOTS: u64 = 2;
+/// Entries whose attributes are asked for at a time.
+const BATCH: usize = 64;
+
+impl Fs {
+    /// Lists from cookie `offset` on, until `add` says (by true) that it has no room for the entry.
+    pub fn readdir(
+        &self,
+        node: NodeId,
+        offset: u64,
+        mut add: impl FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<()> {
+        let dir = self.dir_of(node)?;
+        let index = self.index.read();
+        let parent = NodeId::dir(index.parent(dir));
+        for (at, (name, node)) in [(&b"."[..], node), (b"..", parent)].into_iter().enumerate() {
+            let at = at as u64;
+            if offset <= at && add(DirEntry { node, kind: Kind::Dir, name, next: at + 1 }) {
+                return Ok(());
+            }
+        }
+        let Ok(from) = u32::try_from(offset.saturating_sub(DOTS)) else { return Ok(()) };
+        for entry in index.children(dir, from) {
+            let what = index.what(entry);
+            let next = u64::from(entry.number()) + 1 + DOTS;
+            if add(DirEntry { node: what.node(), kind: what.kind(), name: index.place(entry).1, next }) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same with attributes. Every entry that was added, but for `.` and `..`, counts as looked up.
+    pub fn readdirplus(
+        &self,
+        node: NodeId,
+        offset: u64,
+        mut add: impl FnMut(&DirEntryPlus) -> bool,
+    ) -> Result<()> {
+        let dir = self.dir_of(node)?;
+        let mut offset = offset;
+        loop {
+            let mut batch: Vec<DirEntryPlus> = Vec::with_capacity(BATCH);
+            self.readdir(node, offset, |e| {
+                let full = batch.len() == BATCH;
+                if !full {
+                    let attr = Attr::unknown(e.node, e.kind);
+                    batch.push(DirEntryPlus { attr, known: false, name: e.name.to_vec(), next: e.next });
+                }
+                full
+            })?;
+            let last = batch.len() < BATCH;
+            for mut entry in batch {
+                let at = std::mem::replace(&mut offset, entry.next);
+                if at >= DOTS {
+                    match self.attr_of_listed(dir, &entry.name) {
+                        Ok(attr) => (entry.attr, entry.known) = (attr, true),
+                        // Removed meanwhile.
+                        Err(e) if matches!(e.errno(), Errno::STALE | Errno::NOENT) => continue,
+                        // It's there, on a backing that can't tell more.
+                        Err(_) => {}
+                    }
+                }
+                if add(&entry) {
+                    return Ok(());
+                }
+            }
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    fn attr_of_listed(&self, dir: DirId, name: &[u8]) -> Result<Attr> {
+        let (entry, what) = self.index.read().find(dir, name).ok_or(Errno::NOENT)?;
+        match what {
+            What::Dir(id) => self.stat_dir(id),
+            What::File(file) => {
+                let (attr, _) = self.stat_entry(dir, name, file)?;
+                self.remember(entry, file);
+                Ok(attr)
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Removing names.
+//!
+//! What always holds: with a name go all its copies, the shadows first: none of them comes back as the file
+//! at a later mount.
+
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+
+use super::attr::stat_fd;
+use super::{Attr, Error, Fs, NodeId, Result, check_name};
+use crate::backing::is_reserved;
+use crate::index::{DirId, Slot, SlotSet, What};
+
+impl Fs {
+    /// Removes a file's name.
+    pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<()> {
+        let dir = self.dir_of(parent)?;
+        check_name(name)?;
+        let _lock = self.locks.lock(dir, name);
+        let (found, shadows) = {
+            let index = self.index.read();
+            let found = index.find(dir, name).ok_or(Errno::NOENT)?;
+            (found, index.shadows(found.0))
+        };
+        let (entry, What::File(file)) = found else { return Err(Errno::ISDIR.into()) };
+        self.remove_copies(dir, name, shadows)?;
+        let fd = self.dir_fd(file.slot, dir)?;
+        match rustix::fs::unlinkat(&fd, name, AtFlags::empty()) {
+            Ok(()) => {}
+            // Removed behind the mount's back: the index learns of it, the client gets what a disk says.
+            Err(Errno::NOENT) => {
+                self.index.write().remove(entry);
+                self.open.forget_idle(file.node());
+                return Err(Errno::NOENT.into());
+            }
+            Err(e) => return Err(Error::on(file.slot)(e)),
+        }
+        self.index.write().remove(entry);
+        self.open.forget_idle(file.node());
+        self.decisions.lock().pop(&file.node());
+        Ok(())
+    }
+
+    /// Removes an empty directory from all backings.
+    pub fn rmdir(&self, parent: NodeId, name: &[u8]) -> Result<()> {
+        let dir = self.dir_of(parent)?;
+        check_name(name)?;
+        if is_reserved(name) {
+            return Err(Errno::NOENT.into());
+        }
+        let _lock = self.locks.lock(dir, name);
+        let (entry, id, slots) = {
+            let index = self.index.read();
+            let (entry, What::Dir(id)) = index.find(dir, name).ok_or(Errno::NOENT)? else {
+                return Err(Errno::NOTDIR.into());
+            };
+            if !index.is_empty(id) {
+                return Err(Errno::NOTEMPTY.into());
+            }
+            (entry, id, index.slots(id).unwrap_or_default())
+        };
+        let last = self.stat_dir(id).ok();
+        self.remove_dir_on(dir, name, id, slots)?;
+        self.index.write().remove(entry);
+        self.dir_is_gone(id, slots, last);
+        Ok(())
+    }
+
+    /// Removes the directory on these backings; what succeeded before an error is no longer part of the
+    /// merged directory.
+    pub(super) fn remove_dir_on(&self, parent: DirId, name: &[u8], id: DirId, slots: SlotSet) -> Result<()> {
+        for slot in slots.iter() {
+            let removed = self
+                .dir_fd(slot, parent)
+                .and_then(|fd| rustix::fs::unlinkat(&fd, name, AtFlags::REMOVEDIR).map_err(Error::on(slot)));
+            match removed {
+                Ok(()) => {}
+                Err(e) if e.errno() == Errno::NOENT => {}
+                Err(e) => return Err(e),
+            }
+            let mut index = self.index.write();
+            let left = index.slots(id).unwrap_or_default().without(slot);
+            if !left.is_empty() {
+                index.set_slots(id, left);
+            }
+            drop(index);
+            self.dirs.forget(id, SlotSet::one(slot));
+        }
+        Ok(())
+    }
+
+    /// Whoever is still in the directory, or has it open, can ask for its attributes.
+    pub(super) fn dir_is_gone(&self, id: DirId, slots: SlotSet, last: Option<Attr>) {
+        self.dirs.forget(id, slots);
+        if let Some(last) = last {
+            self.removed_dirs.lock().put(id, last.unlinked());
+        }
+    }
+
+    /// Removes the copies of a name on these backings.
+    pub(super) fn remove_copies(&self, dir: DirId, name: &[u8], slots: SlotSet) -> Result<()> {
+        for slot in slots.iter() {
+            self.remove_copy(dir, name, slot)?;
+        }
+        Ok(())
+    }
+
+    /// Removes one copy. One that isn't there is removed.
+    pub(super) fn remove_copy(&self, dir: DirId, name: &[u8], slot: Slot) -> Result<()> {
+        let removed = self
+            .dir_fd(slot, dir)
+            .and_then(|fd| rustix::fs::unlinkat(&fd, name, AtFlags::empty()).map_err(Error::on(slot)));
+        match removed {
+            Err(e) if e.errno() != Errno::NOENT => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// The attributes of a directory on one backing.
+    pub(super) fn stat_dir_on(&self, slot: Slot, dir: DirId) -> Result<Attr> {
+        let fd = self.dir_fd(slot, dir)?;
+        Ok(Attr::new(NodeId::dir(dir), &stat_fd(&fd).map_err(Error::on(slot))?))
+    }
+}

@@ -1,0 +1,148 @@
+//! Extended attributes: the clients' own are the backing file's; `user.kvfs.*` are kvfs's answers.
+//!
+//! What always holds: `user.kvfs.*` can be read, not written, and is not listed (a copy of a file would
+//! otherwise fail on them). ACLs are refused: the mount's permission checks don't know them, and an ACL that
+//! is stored and not obeyed would be worse than none.
+
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::{Error, Fs, NodeId, Result, proc_path};
+use crate::index::{Node, Slot};
+
+/// kvfs's own attributes.
+const OURS: &[u8] = b"user.kvfs.";
+/// Largest value and list (include/uapi/linux/limits.h: XATTR_SIZE_MAX, XATTR_LIST_MAX).
+const MAX: usize = 65536;
+
+impl Fs {
+    /// An attribute's value.
+    pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        if let Some(name) = name.strip_prefix(OURS) {
+            return self.our_xattr(node, name);
+        }
+        check(name)?;
+        self.with_path(node, |path| get_path(path, name))
+    }
+
+    /// The names of all attributes, each ended by a zero byte.
+    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
+        let names = self.with_path(node, list_path)?;
+        let shown = names.iter().filter(|name| !name.starts_with(OURS) && check(name).is_ok());
+        Ok(shown.flat_map(|name| name.iter().copied().chain([0])).collect())
+    }
+
+    /// Sets an attribute; `flags` as of setxattr(2).
+    pub fn setxattr(&self, node: NodeId, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
+        check_ours(name)?;
+        let flags = XattrFlags::from_bits_retain(flags as u32);
+        self.on_each(node, |path| rustix::fs::setxattr(path, name, value, flags))
+    }
+
+    /// Removes an attribute.
+    pub fn removexattr(&self, node: NodeId, name: &[u8]) -> Result<()> {
+        check_ours(name)?;
+        self.on_each(node, |path| rustix::fs::removexattr(path, name))
+    }
+
+    /// Where a file is and why: `user.kvfs.backing`, `.path`, `.placement`, and a directory's `.backings`.
+    fn our_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        match node.node() {
+            Some(Node::File(slot, ino)) => {
+                let (dir, file_name, file) = self.place_of(slot, ino)?;
+                let backing = self.backing(slot);
+                let path = self.index.read().path_of(dir, &file_name);
+                match name {
+                    b"backing" => Ok(backing.path.as_os_str().as_bytes().to_vec()),
+                    b"slot" => Ok(slot.0.to_string().into_bytes()),
+                    b"path" => Ok(join(backing.path.as_os_str().as_bytes(), &path)),
+                    b"placement" => Ok(self.placement_of(node, file.reason, &path).into_bytes()),
+                    _ => Err(Errno::NODATA.into()),
+                }
+            }
+            Some(Node::Dir(dir)) if name == b"backings" => {
+                let slots = self.index.read().slots(dir).ok_or(Errno::STALE)?;
+                let paths: Vec<&[u8]> =
+                    slots.iter().map(|slot| self.backing(slot).path.as_os_str().as_bytes()).collect();
+                Ok(paths.join(&b'\n'))
+            }
+            _ => Err(Errno::NODATA.into()),
+        }
+    }
+
+    /// Does something with the node by a path; for a directory on its first backing.
+    fn with_path<T>(&self, node: NodeId, act: impl Fn(&str) -> std::result::Result<T, Errno>) -> Result<T> {
+        let (slot, fd) = match node.node() {
+            Some(Node::File(slot, ino)) => {
+                let fd = self.node_fd(slot, ino)?;
+                return act(&proc_path(fd.fd())).map_err(Error::on(slot));
+            }
+            Some(Node::Dir(dir)) => self.first_dir(dir)?,
+            None => return Err(Errno::STALE.into()),
+        };
+        act(&proc_path(&fd)).map_err(Error::on(slot))
+    }
+
+    /// The same; for a directory on each of its backings.
+    fn on_each(&self, node: NodeId, act: impl Fn(&str) -> std::result::Result<(), Errno>) -> Result<()> {
+        let Some(Node::Dir(dir)) = node.node() else { return self.with_path(node, act) };
+        let slots = self.index.read().slots(dir).ok_or(Errno::STALE)?;
+        for slot in slots.iter() {
+            act(&proc_path(&*self.dir_fd(slot, dir)?)).map_err(Error::on(slot))?;
+        }
+        Ok(())
+    }
+
+    fn first_dir(&self, dir: crate::index::DirId) -> Result<(Slot, super::DirFd)> {
+        let slots = self.index.read().slots(dir).ok_or(Errno::STALE)?;
+        let mut failed = Error::from(Errno::STALE);
+        for slot in slots.iter() {
+            match self.dir_fd(slot, dir) {
+                Ok(fd) => return Ok((slot, fd)),
+                Err(e) => failed = e,
+            }
+        }
+        Err(failed)
+    }
+}
+
+fn join(base: &[u8], path: &[u8]) -> Vec<u8> {
+    [base, path].join(&b'/')
+}
+
+/// Refuses what the mount doesn't carry.
+fn check(name: &[u8]) -> Result<()> {
+    if name.starts_with(b"system.posix_acl_") { Err(Errno::OPNOTSUPP.into()) } else { Ok(()) }
+}
+
+fn check_ours(name: &[u8]) -> Result<()> {
+    if name.starts_with(OURS) { Err(Errno::PERM.into()) } else { check(name) }
+}
+
+/// A value, by the path of a descriptor.
+pub(super) fn get_path(path: &str, name: &[u8]) -> std::result::Result<Vec<u8>, Errno> {
+    let mut value = Vec::with_capacity(256);
+    match rustix::fs::getxattr(path, name, rustix::buffer::spare_capacity(&mut value)) {
+        Err(Errno::RANGE) => {
+            value.reserve(MAX);
+            rustix::fs::getxattr(path, name, rustix::buffer::spare_capacity(&mut value))?;
+        }
+        result => drop(result?),
+    }
+    Ok(value)
+}
+
+/// All names, by the path of a descriptor.
+pub(super) fn list_path(path: &str) -> std::result::Result<Vec<Vec<u8>>, Errno> {
+    let mut names = Vec::with_capacity(1024);
+    match rustix::fs::listxattr(path, rustix::buffer::spare_capacity(&mut names)) {
+        Err(Errno::RANGE) => {
+            names.reserve(MAX);
+            rustix::fs::listxattr(path, rustix::buffer::spare_capacity(&mut names))?;
+        }
+        result => drop(result?),
+    }
+    Ok(names.split(|b| *b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
+}

@@ -1,0 +1,533 @@
+//! The thin adapter: decodes a request, asks `fs`, replies.
+//!
+//! What always holds: no decision is made here; every request is counted and answered once; a panic of its
+//! handler is one EIO, one line in the log and one count, and the session goes on.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
+};
+
+use super::convert::{caller, errno, file_attr, file_type, generation, ino, node, set_time};
+use crate::fs::{self, Attr, Data, Fs, Op, RenameMode, SetAttr, TTL, Whence};
+
+/// What a request carries at most: the kernel's own limit (fs.fuse.max_pages_limit, 256 pages).
+const MAX_WRITE: u32 = 1 << 20;
+
+/// Requests that the kernel may have waiting that no client waits for (read-ahead, async I/O).
+const MAX_BACKGROUND: u16 = 256;
+
+/// Negotiated with the kernel at INIT.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    /// Passthrough, with backings stacked this deep (1: plain file systems; 2: on overlayfs).
+    pub(super) passthrough: Option<u32>,
+}
+
+/// fuser's view of a [`Fs`].
+pub(super) struct Adapter {
+    pub(super) fs: Arc<Fs>,
+    pub(super) wanted: Wanted,
+}
+
+impl Adapter {
+    /// Runs a handler.
+    fn run<T>(&self, op: Op, handler: impl FnOnce(&Fs) -> fs::Result<T>) -> Result<T, Errno> {
+        self.fs.counters.count(op);
+        match catch_unwind(AssertUnwindSafe(|| handler(&self.fs))) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(e)) => {
+                match e.level() {
+                    tracing::Level::WARN => tracing::warn!("{}: {e}", op.name()),
+                    tracing::Level::INFO => tracing::info!("{}: {e}", op.name()),
+                    _ => tracing::debug!("{}: {e}", op.name()),
+                }
+                Err(errno(e))
+            }
+            // The panic hook has written its line.
+            Err(_) => {
+                self.fs.counters.count_panic();
+                Err(Errno::EIO)
+            }
+        }
+    }
+
+    /// Runs a handler that can't fail, or answers by itself.
+    fn run_infallible(&self, op: Op, handler: impl FnOnce(&Fs)) -> Result<(), Errno> {
+        self.run(op, |fs| {
+            handler(fs);
+            Ok(())
+        })
+    }
+
+    fn entry(&self, reply: ReplyEntry, entry: Result<Attr, Errno>) {
+        match entry {
+            Ok(attr) => reply.entry(&TTL, &file_attr(&attr), generation(&attr)),
+            // A node of 0 with a time to live is a miss that the kernel may remember.
+            Err(e) if e.code() == libc::ENOENT && self.fs.exclusive() => {
+                reply.entry(&TTL, &ABSENT, Generation(0));
+            }
+            Err(e) => reply.error(e),
+        }
+    }
+}
+
+/// What a cached miss looks like: node 0.
+const ABSENT: fuser::FileAttr = fuser::FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: SystemTime::UNIX_EPOCH,
+    mtime: SystemTime::UNIX_EPOCH,
+    ctime: SystemTime::UNIX_EPOCH,
+    crtime: SystemTime::UNIX_EPOCH,
+    kind: fuser::FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+    flags: 0,
+};
+
+fn empty(reply: ReplyEmpty, result: Result<(), Errno>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(e),
+    }
+}
+
+fn attr(reply: ReplyAttr, result: Result<Attr, Errno>) {
+    match result {
+        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+        Err(e) => reply.error(e),
+    }
+}
+
+fn xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(e) => reply.error(e),
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            // Without it every passthrough write asks for security.capability.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        ];
+        for flag in wanted {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!("the kernel doesn't offer {flag:?}");
+            }
+        }
+        if let Some(depth) = self.wanted.passthrough
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+        {
+            let _ = config.set_max_stack_depth(depth);
+        }
+        // An error of these says which value is possible: the kernel's own will do then.
+        let _ = config.set_max_write(MAX_WRITE);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.entry(reply, self.run(Op::Lookup, |fs| fs.lookup(node(parent), name.as_bytes())));
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
+        let _ = self.run_infallible(Op::Forget, |fs| fs.forget(node(ino)));
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        attr(reply, self.run(Op::Getattr, |fs| fs.getattr(node(ino))));
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
+        let set = SetAttr { mode, uid, gid, size, atime, mtime };
+        attr(reply, self.run(Op::Setattr, |fs| fs.setattr(node(ino), &set)));
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.run(Op::Readlink, |fs| fs.readlink(node(ino))) {
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let made =
+            self.run(Op::Mknod, |fs| fs.mknod(&caller(req), node(parent), name.as_bytes(), mode, rdev));
+        self.entry(reply, made);
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
+        self.entry(
+            reply,
+            self.run(Op::Mkdir, |fs| fs.mkdir(&caller(req), node(parent), name.as_bytes(), mode)),
+        );
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.run(Op::Unlink, |fs| fs.unlink(node(parent), name.as_bytes())));
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.run(Op::Rmdir, |fs| fs.rmdir(node(parent), name.as_bytes())));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = target.as_os_str().as_bytes();
+        let made =
+            self.run(Op::Symlink, |fs| fs.symlink(&caller(req), node(parent), name.as_bytes(), target));
+        self.entry(reply, made);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = if flags.is_empty() {
+            RenameMode::Replace
+        } else if flags == RenameFlags::RENAME_NOREPLACE {
+            RenameMode::NoReplace
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            RenameMode::Exchange
+        } else {
+            return reply.error(Errno::EINVAL);
+        };
+        let (from, to) = (name.as_bytes(), newname.as_bytes());
+        empty(reply, self.run(Op::Rename, |fs| fs.rename(node(parent), from, node(newparent), to, mode)));
+    }
+
+    fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        self.entry(reply, self.run(Op::Link, |fs| fs.link(node(ino), node(newparent), newname.as_bytes())));
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.run(Op::Open, |fs| fs.open(node(ino), flags.0)) {
+            Ok(opened) => {
+                let fh = FileHandle(opened.fh);
+                match opened.data {
+                    Data::Passthrough(id) => {
+                        self.fs.counters.count_passthrough();
+                        // SAFETY: registered with this session, and open until the inode's last release.
+                        let id = unsafe { reply.wrap_backing(id) };
+                        reply.opened_passthrough(fh, FopenFlags::FOPEN_NOFLUSH, &id);
+                        let _ = id.into_raw();
+                    }
+                    Data::Daemon => reply.opened(fh, FopenFlags::FOPEN_NOFLUSH),
+                }
+            }
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let created =
+            self.run(Op::Create, |fs| fs.create(&caller(req), node(parent), name.as_bytes(), mode, flags));
+        match created {
+            Ok((attr, opened)) => {
+                let (fh, file, generation) = (FileHandle(opened.fh), file_attr(&attr), generation(&attr));
+                match opened.data {
+                    Data::Passthrough(id) => {
+                        self.fs.counters.count_passthrough();
+                        // SAFETY: registered with this session, and open until the inode's last release.
+                        let id = unsafe { reply.wrap_backing(id) };
+                        reply.created_passthrough(
+                            &TTL,
+                            &file,
+                            generation,
+                            fh,
+                            FopenFlags::FOPEN_NOFLUSH,
+                            &id,
+                        );
+                        let _ = id.into_raw();
+                    }
+                    Data::Daemon => reply.created(&TTL, &file, generation, fh, FopenFlags::FOPEN_NOFLUSH),
+                }
+            }
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let done = Box::new(move |result: io::Result<&[u8]>| match result {
+            Ok(data) => reply.data(data),
+            Err(e) => reply.error(io_errno(&e)),
+        });
+        let _ = self.run_infallible(Op::Read, |fs| fs.read(fh.0, offset, size, done));
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let done = Box::new(move |result: io::Result<usize>| match result {
+            Ok(written) => reply.written(written as u32),
+            Err(e) => reply.error(io_errno(&e)),
+        });
+        let _ = self.run_infallible(Op::Write, |fs| fs.write(fh.0, offset, data, done));
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // Nothing is held back: the kernel needn't ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        empty(reply, self.run_infallible(Op::Release, |fs| fs.release(fh.0)));
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        empty(reply, self.run(Op::Fsync, |fs| fs.fsync(fh.0, datasync)));
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        // Listing needs no handle: the kernel needn't ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let listed = self.run(Op::Readdir, |fs| {
+            fs.readdir(node(ino), offset, |e| {
+                reply.add(super::convert::ino(e.node), e.next, file_type(e.kind), OsStr::from_bytes(e.name))
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let listed = self.run(Op::Readdirplus, |fs| {
+            fs.readdirplus(node(parent), offset, |e| {
+                // What isn't known is asked for when it's needed.
+                let ttl = if e.known { TTL } else { Duration::ZERO };
+                let name = OsStr::from_bytes(&e.name);
+                reply.add(ino(e.attr.node), e.next, name, &ttl, &file_attr(&e.attr), generation(&e.attr))
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        empty(reply, self.run(Op::Fsyncdir, |fs| fs.fsyncdir(node(ino))));
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        match self.run(Op::Statfs, |fs| Ok(fs.statfs())) {
+            Ok(s) => reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, 255, s.bsize),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        empty(reply, self.run(Op::Setxattr, |fs| fs.setxattr(node(ino), name.as_bytes(), value, flags)));
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        xattr(reply, size, self.run(Op::Getxattr, |fs| fs.getxattr(node(ino), name.as_bytes())));
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        xattr(reply, size, self.run(Op::Listxattr, |fs| fs.listxattr(node(ino))));
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.run(Op::Removexattr, |fs| fs.removexattr(node(ino), name.as_bytes())));
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        // Every Python open() asks TCGETS of its file.
+        self.fs.counters.count(Op::Ioctl);
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // A file is always ready: the kernel needn't ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        empty(reply, self.run(Op::Fallocate, |fs| fs.fallocate(fh.0, offset, length, mode)));
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let whence = match whence {
+            libc::SEEK_DATA => Whence::Data,
+            libc::SEEK_HOLE => Whence::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        match self.run(Op::Lseek, |fs| fs.lseek(fh.0, offset, whence)) {
+            Ok(offset) => reply.offset(offset as i64),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let copy = |fs: &Fs| fs.copy_file_range((fh_in.0, offset_in), (fh_out.0, offset_out), len);
+        match self.run(Op::CopyFileRange, copy) {
+            Ok(copied) => reply.written(copied as u32),
+            Err(e) => reply.error(e),
+        }
+    }
+}
+
+fn io_errno(e: &io::Error) -> Errno {
+    Errno::from_i32(e.raw_os_error().unwrap_or(libc::EIO))
+}

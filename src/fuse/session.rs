@@ -1,0 +1,149 @@
+//! A session: the mount, the handshake, what the kernel was found able to do, and the end.
+//!
+//! What always holds: when [`Session::start`] returns, the kernel has been told everything and the mount
+//! will answer as soon as [`Session::run`] is called; when it fails, nothing is left mounted.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use fuser::{Config, SessionACL};
+
+use super::adapter::{Adapter, Wanted};
+use super::mount::{MountError, Mounted, mount};
+use crate::backing::{Backing, Passthrough};
+use crate::config::{MountConfig, PassthroughMode};
+use crate::fs::Fs;
+use crate::io::BackingRegistry;
+
+/// Why a session can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The mount itself.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// `--passthrough require` and it isn't to be had.
+    #[error("passthrough is required but not available: {0}; mount with --passthrough auto to go without it")]
+    NoPassthrough(String),
+    /// The kernel and fuser didn't come to terms.
+    #[error("the FUSE handshake failed: {0}")]
+    Handshake(io::Error),
+}
+
+/// A mounted filesystem, ready to answer.
+pub struct Session {
+    session: fuser::Session<Adapter>,
+    mounted: Arc<Mounted>,
+}
+
+impl Session {
+    /// Mounts and shakes hands.
+    pub fn start(fs: &Arc<Fs>, config: &MountConfig) -> Result<Session, SessionError> {
+        let is_root = rustix::process::geteuid().is_root();
+        let (device, mounted) = mount(&config.mount_point, &source(fs.backings()), config.allow_other)?;
+        let mounted = Arc::new(mounted);
+        // Whatever goes wrong from here on: nothing stays mounted.
+        let result = Session::shake_hands(fs, config, device, mounted.clone(), is_root);
+        if result.is_err() {
+            mounted.detach();
+        }
+        result
+    }
+
+    fn shake_hands(
+        fs: &Arc<Fs>,
+        config: &MountConfig,
+        device: OwnedFd,
+        mounted: Arc<Mounted>,
+        is_root: bool,
+    ) -> Result<Session, SessionError> {
+        let wanted = match config.passthrough {
+            PassthroughMode::Off => Wanted { passthrough: None },
+            _ => Wanted { passthrough: Some(stack_depth(fs.backings())) },
+        };
+        let registry = device.try_clone().map_err(SessionError::Handshake)?;
+        // The kernel checks permissions (default_permissions); who may come in at all was said at the mount.
+        let acl = if is_root || config.allow_other { SessionACL::All } else { SessionACL::Owner };
+        let mut options = Config::default();
+        options.acl = acl;
+        options.n_threads = Some(config.threads.get());
+        let adapter = Adapter { fs: fs.clone(), wanted };
+        let session =
+            fuser::Session::from_fd(adapter, device, acl, options).map_err(SessionError::Handshake)?;
+        decide_passthrough(fs, config.passthrough, BackingRegistry::new(registry))?;
+        Ok(Session { session, mounted })
+    }
+
+    /// The mount.
+    pub fn mounted(&self) -> Arc<Mounted> {
+        self.mounted.clone()
+    }
+
+    /// What tells the kernel to ask again for what it was told of a node.
+    pub fn invalidator(&self) -> impl Fn(crate::index::NodeId) + Send + Sync + 'static {
+        let notifier = self.session.notifier();
+        move |node| {
+            // Attributes and a directory's cached listing. An error means that the session has ended.
+            let _ = notifier.inval_inode(super::convert::ino(node), 0, 0);
+        }
+    }
+
+    /// Answers requests until the filesystem is unmounted.
+    pub fn run(self) -> io::Result<()> {
+        let ended = self.session.run();
+        // After an abort of the connection the dead mount is still there.
+        self.mounted.detach();
+        ended
+    }
+}
+
+/// What is shown as the mount's source: the backings, if they fit.
+fn source(backings: &[Backing]) -> String {
+    let paths: Vec<_> = backings.iter().map(|b| b.path.to_string_lossy()).collect();
+    let source = paths.join(",");
+    if source.len() <= 1024 { source } else { "kvfs".into() }
+}
+
+/// How deep the kernel must be ready to stack (`fuse_init_out.max_stack_depth`): 2 if a backing is itself a
+/// file system on a file system.
+fn stack_depth(backings: &[Backing]) -> u32 {
+    let stacked =
+        |b: &Backing| b.fs_type == "overlay" || b.fs_type == "ecryptfs" || b.fs_type.starts_with("fuse");
+    if backings.iter().any(stacked) { 2 } else { 1 }
+}
+
+/// Tries on each backing whether the kernel passes its files through.
+fn decide_passthrough(
+    fs: &Fs,
+    mode: PassthroughMode,
+    registry: Arc<BackingRegistry>,
+) -> Result<(), SessionError> {
+    for backing in fs.backings() {
+        let state = match mode {
+            PassthroughMode::Off => Passthrough::Off("switched off (--passthrough off)".into()),
+            _ => match registry.register(backing.probe_file()) {
+                Ok(_) => Passthrough::On,
+                Err(e) => Passthrough::Off(explain(&e)),
+            },
+        };
+        if let (PassthroughMode::Require, Passthrough::Off(why)) = (mode, &state) {
+            return Err(SessionError::NoPassthrough(format!("backing {}: {why}", backing.path.display())));
+        }
+        backing.set_passthrough(state);
+    }
+    fs.set_registry(registry);
+    Ok(())
+}
+
+fn explain(e: &io::Error) -> String {
+    match e.raw_os_error() {
+        Some(libc::EPERM) => {
+            "the kernel refuses: it needs CAP_SYS_ADMIN in the initial user namespace".into()
+        }
+        Some(libc::ENOTTY | libc::EINVAL) => {
+            "this kernel has no FUSE passthrough (Linux 6.9 or newer does)".into()
+        }
+        Some(libc::ELOOP) => "its file system is stacked too deep".into(),
+        _ => format!("the kernel refuses: {e}"),
+    }
+}

@@ -1,0 +1,402 @@
+//! Reads all backings into the index when the mount starts.
+//!
+//! What always holds: names, types and inode numbers come from getdents64 alone; a `stat` is made only for
+//! a path that is on several backings (whose ctime decides) and where the file system tells no type. One
+//! thread per backing reads, the caller's thread builds the tree meanwhile. What can't be read is reported
+//! and skipped, never fatal. Nothing outside the backing is followed: no symbolic link, no other mount.
+
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxFlags, openat2, statx};
+
+use super::{DirId, EntryId, FileRef, Full, Index, Kind, Slot, SlotSet, What};
+
+/// Nested deeper than this is reported and skipped: each level costs an open directory while it's read.
+const MAX_DEPTH: usize = 1000;
+/// Room for about 1600 names of 75 bytes in one getdents64 call.
+const DENTS_BUFFER: usize = 256 << 10;
+/// Names handed over at a time.
+const BATCH: usize = 4096;
+
+/// One backing to read.
+#[derive(Debug)]
+pub struct Source<'a> {
+    /// Which backing it is.
+    pub slot: Slot,
+    /// The directory to start from.
+    pub root: BorrowedFd<'a>,
+    /// Reserved names (kvfs's own): not part of the tree.
+    pub is_reserved: fn(&[u8]) -> bool,
+    /// Why a file found there is there (`placement::Reason::code`).
+    pub reason: u8,
+}
+
+/// Something that could not be read, or is not shown.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// On which backing.
+    pub slot: Slot,
+    /// The path below the backing's root.
+    pub path: Vec<u8>,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", String::from_utf8_lossy(&self.path), self.what)
+    }
+}
+
+/// How far the scan is, told a few times a second.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// Names read so far.
+    pub names: u64,
+    /// Time since the start.
+    pub elapsed: Duration,
+}
+
+/// What the scan found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Names read, on all backings.
+    pub names: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// What was skipped.
+    pub problems: Vec<Problem>,
+    /// How many more there were than `problems` keeps.
+    pub more_problems: u64,
+}
+
+impl Report {
+    const KEPT: usize = 100;
+
+    fn add(&mut self, problem: Problem) {
+        if self.problems.len() < Self::KEPT {
+            self.problems.push(problem);
+        } else {
+            self.more_problems += 1;
+        }
+    }
+
+    /// Everything that was skipped.
+    pub fn unreadable(&self) -> u64 {
+        self.problems.len() as u64 + self.more_problems
+    }
+}
+
+/// Reads all backings into a new index.
+pub fn scan(sources: &[Source<'_>], mut progress: impl FnMut(Progress)) -> Result<(Index, Report), Full> {
+    let mut index = Index::new(sources.len());
+    let newest = |slot: Slot, path: &[u8]| {
+        let source = sources.iter().find(|source| source.slot == slot)?;
+        let stat = statx(source.root, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::CTIME).ok()?;
+        Some((stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec))
+    };
+    let started = Instant::now();
+    let mut report = Report::default();
+    let mut told = started;
+    std::thread::scope(|scope| {
+        let (send, receive) = mpsc::sync_channel::<Batch>(64);
+        for (n, source) in sources.iter().enumerate() {
+            let send = send.clone();
+            // The receiver is gone only when the scan has failed as a whole.
+            scope.spawn(move || Reader::new(n, source, move |batch| drop(send.send(batch))).read());
+        }
+        drop(send);
+        // Each reader numbers the directories it meets; here is what the index calls them.
+        let mut dirs = vec![vec![DirId::ROOT]; sources.len()];
+        for batch in receive {
+            let n = batch.source;
+            Merge { index: &mut index, source: &sources[n], dirs: &mut dirs[n], newest: Some(&newest) }
+                .batch(batch, &mut report)?;
+            if told.elapsed() > Duration::from_millis(200) {
+                told = Instant::now();
+                progress(Progress { names: report.names, elapsed: started.elapsed() });
+            }
+        }
+        Ok(())
+    })?;
+    report.elapsed = started.elapsed();
+    progress(Progress { names: report.names, elapsed: report.elapsed });
+    Ok((index, report))
+}
+
+/// What is below one directory of one backing, read but not yet part of an index.
+pub struct Subtree(Vec<Batch>);
+
+/// Reads what is below a directory that appeared behind the mount's back. `source.root` is that directory.
+/// Touches the disk and no index.
+pub fn read_subtree(source: &Source<'_>) -> Subtree {
+    let (send, receive) = mpsc::channel();
+    Reader::new(0, source, move |batch| {
+        // The receiver outlives the reader.
+        let _ = send.send(batch);
+    })
+    .read();
+    Subtree(receive.into_iter().collect())
+}
+
+/// Makes a subtree part of the index. Where a path is known already, what is known stays the file and what
+/// is new is its shadow: clients may have the known one open.
+pub fn merge_subtree(
+    index: &mut Index,
+    dir: DirId,
+    source: &Source<'_>,
+    subtree: Subtree,
+) -> Result<Report, Full> {
+    let mut report = Report::default();
+    let mut dirs = vec![dir];
+    for batch in subtree.0 {
+        Merge { index, source, dirs: &mut dirs, newest: None }.batch(batch, &mut report)?;
+    }
+    Ok(report)
+}
+
+/// Names as a reader met them.
+struct Batch {
+    source: usize,
+    names: Vec<u8>,
+    entries: Vec<Met>,
+    problems: Vec<Problem>,
+}
+
+struct Met {
+    /// The directory, by the reader's number.
+    dir: u32,
+    name_len: u8,
+    kind: Kind,
+    ino: u64,
+}
+
+/// The ctime of a path on a backing, which decides between two copies.
+type Newest<'a> = &'a dyn Fn(Slot, &[u8]) -> Option<(i64, u32)>;
+
+/// Makes what one backing's reader met part of the index.
+struct Merge<'a> {
+    index: &'a mut Index,
+    source: &'a Source<'a>,
+    /// Each reader numbers the directories it meets; here is what the index calls them.
+    dirs: &'a mut Vec<DirId>,
+    /// `None`: what is in the index already stays the file.
+    newest: Option<Newest<'a>>,
+}
+
+impl Merge<'_> {
+    fn batch(&mut self, batch: Batch, report: &mut Report) -> Result<(), Full> {
+        report.names += batch.entries.len() as u64;
+        let mut at = 0;
+        for met in &batch.entries {
+            let name = &batch.names[at..at + usize::from(met.name_len)];
+            at += name.len();
+            let dir = self.dirs[met.dir as usize];
+            if met.kind == Kind::Dir {
+                let id = self.dir(dir, name, report)?;
+                self.dirs.push(id);
+                continue;
+            }
+            let ino = self.index.pack_ino(met.ino);
+            let file = FileRef { slot: self.source.slot, ino, kind: met.kind, reason: self.source.reason };
+            if let Err(taken) = self.index.add_file(dir, name, file)? {
+                self.duplicate(dir, name, file, taken, report);
+            }
+        }
+        batch.problems.into_iter().for_each(|problem| report.add(problem));
+        Ok(())
+    }
+
+    /// A directory of one backing becomes part of the merged one, and wins over a file of that name.
+    fn dir(&mut self, dir: DirId, name: &[u8], report: &mut Report) -> Result<DirId, Full> {
+        let here = SlotSet::one(self.source.slot);
+        let taken = match self.index.add_dir(dir, name, here)? {
+            Ok(new) => return Ok(new),
+            Err(taken) => taken,
+        };
+        match self.index.what(taken) {
+            What::Dir(there) => {
+                let slots = self.index.slots(there).unwrap_or_default();
+                self.index.set_slots(there, slots.union(here));
+                Ok(there)
+            }
+            What::File(file) => {
+                report.add(self.hidden_by_dir(file.slot, dir, name));
+                self.index.remove(taken);
+                self.index.add_dir(dir, name, here)?.map_err(|_| Full)
+            }
+        }
+    }
+
+    /// The same path on a second backing: the newest ctime is the file, the others are its shadows.
+    fn duplicate(&mut self, dir: DirId, name: &[u8], file: FileRef, taken: EntryId, report: &mut Report) {
+        let there = match self.index.what(taken) {
+            What::File(there) if there.slot == file.slot => return,
+            What::File(there) => there,
+            What::Dir(_) => return report.add(self.hidden_by_dir(file.slot, dir, name)),
+        };
+        let shadows = self.index.shadows(taken);
+        let newer = self.newest.is_some_and(|ctime| {
+            let path = self.index.path_of(dir, name);
+            let (old, new) = (ctime(there.slot, &path), ctime(file.slot, &path));
+            // Equal times leave the lower slot, whatever order the readers came in.
+            new > old || (new == old && file.slot < there.slot)
+        });
+        if newer {
+            self.index.retarget(taken, file);
+            self.index.set_shadows(taken, shadows.without(file.slot).with(there.slot));
+        } else {
+            self.index.set_shadows(taken, shadows.with(file.slot));
+        }
+    }
+
+    fn hidden_by_dir(&self, slot: Slot, dir: DirId, name: &[u8]) -> Problem {
+        let what = "a directory of the same name on another backing hides this file".into();
+        Problem { slot, path: self.index.path_of(dir, name), what }
+    }
+}
+
+/// Reads one backing.
+struct Reader<'a, F: FnMut(Batch)> {
+    source: &'a Source<'a>,
+    send: F,
+    batch: Batch,
+    next_dir: u32,
+    /// The names down to the directory being read, for reports.
+    path: Vec<u8>,
+}
+
+impl<'a, F: FnMut(Batch)> Reader<'a, F> {
+    fn new(number: usize, source: &'a Source<'a>, send: F) -> Self {
+        Reader { source, send, batch: Batch::new(number), next_dir: 1, path: Vec::new() }
+    }
+
+    fn read(mut self) {
+        let mut buffer = Vec::with_capacity(DENTS_BUFFER);
+        self.read_tree(&mut buffer);
+        self.hand_over();
+    }
+
+    /// Depth first, without recursion: a level holds its directory and the subdirectories still to read.
+    fn read_tree(&mut self, buffer: &mut Vec<u8>) {
+        struct Level {
+            dir: OwnedFd,
+            todo: Vec<(u32, Vec<u8>)>,
+            path_len: usize,
+        }
+        let Some(root) = self.open(self.source.root, b".") else { return };
+        let todo = self.read_dir(&root, 0, buffer);
+        let mut levels = vec![Level { dir: root, todo, path_len: 0 }];
+        while let Some(level) = levels.last_mut() {
+            let Some((number, name)) = level.todo.pop() else {
+                levels.pop();
+                continue;
+            };
+            self.path.truncate(level.path_len);
+            if !self.path.is_empty() {
+                self.path.push(b'/');
+            }
+            self.path.extend_from_slice(&name);
+            let Some(dir) = self.open(level.dir.as_fd(), &name) else { continue };
+            if levels.len() >= MAX_DEPTH {
+                self.report(format!("nested deeper than {MAX_DEPTH} directories, not read"));
+                continue;
+            }
+            let todo = self.read_dir(&dir, number, buffer);
+            levels.push(Level { dir, todo, path_len: self.path.len() });
+        }
+    }
+
+    fn open(&mut self, at: BorrowedFd<'_>, name: &[u8]) -> Option<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        match openat2(at, name, flags, Mode::empty(), resolve) {
+            Ok(dir) => Some(dir),
+            Err(rustix::io::Errno::XDEV) => {
+                self.report("another file system is mounted here; it's not part of the backing".into());
+                None
+            }
+            Err(e) => {
+                self.report(format!("can't open this directory: {e}"));
+                None
+            }
+        }
+    }
+
+    /// Reads one directory; returns its subdirectories with the numbers they got.
+    fn read_dir(&mut self, dir: &OwnedFd, number: u32, buffer: &mut Vec<u8>) -> Vec<(u32, Vec<u8>)> {
+        let mut subdirs = Vec::new();
+        buffer.clear();
+        let room: &mut [MaybeUninit<u8>] = buffer.spare_capacity_mut();
+        let mut dents = RawDir::new(dir, room);
+        while let Some(entry) = dents.next() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(e) => {
+                    self.report(format!("can't read this directory to its end: {e}"));
+                    break;
+                }
+            };
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." || (self.source.is_reserved)(name) {
+                continue;
+            }
+            let Some((kind, ino)) = identify(dir, name, entry.file_type(), entry.ino()) else {
+                continue; // gone already
+            };
+            if kind == Kind::Dir {
+                subdirs.push((self.next_dir, name.to_vec()));
+                self.next_dir += 1;
+            }
+            self.batch.names.extend_from_slice(name);
+            self.batch.entries.push(Met { dir: number, name_len: name.len() as u8, kind, ino });
+            if self.batch.entries.len() >= BATCH {
+                self.hand_over();
+            }
+        }
+        subdirs
+    }
+
+    fn report(&mut self, what: String) {
+        self.batch.problems.push(Problem { slot: self.source.slot, path: self.path.clone(), what });
+    }
+
+    fn hand_over(&mut self) {
+        let next = Batch::new(self.batch.source);
+        (self.send)(std::mem::replace(&mut self.batch, next));
+    }
+}
+
+impl Batch {
+    fn new(source: usize) -> Batch {
+        Batch {
+            source,
+            names: Vec::with_capacity(BATCH * 64),
+            entries: Vec::with_capacity(BATCH),
+            problems: Vec::new(),
+        }
+    }
+}
+
+/// The type and inode number: from the directory, or by a stat where it doesn't tell the type.
+fn identify(dir: &OwnedFd, name: &[u8], file_type: FileType, ino: u64) -> Option<(Kind, u64)> {
+    let kind = match file_type {
+        FileType::RegularFile => Kind::File,
+        FileType::Directory => Kind::Dir,
+        FileType::Symlink => Kind::Symlink,
+        FileType::Fifo => Kind::Fifo,
+        FileType::Socket => Kind::Socket,
+        FileType::CharacterDevice => Kind::Char,
+        FileType::BlockDevice => Kind::Block,
+        FileType::Unknown => {
+            let stat =
+                statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE | StatxFlags::INO).ok()?;
+            return Some((Kind::from_mode(u32::from(stat.stx_mode)), stat.stx_ino));
+        }
+    };
+    Some((kind, ino))
+}

@@ -1,0 +1,201 @@
+//! What a policy answers: the backing, a code for the reason, and the reasoning for people.
+//!
+//! What always holds: a decision is a plain value, made without allocating; it's only turned into words
+//! when somebody asks. The codes of [`Reason`] are stored with every file and never change their meaning.
+
+use super::names::NameInfo;
+use super::process::Title;
+use std::fmt;
+
+/// Why a file is on its backing, in the four bits that the index keeps of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Reason {
+    /// It was there when the mount started; who put it there isn't known.
+    FoundAtScan = 0,
+    /// The title of the process that created it says which GPU it serves.
+    RankInTitle = 1,
+    /// Its name holds the rank of the worker it belongs to.
+    RankInName = 2,
+    /// The hash of its name: the rule of `hash`, and of other policies that know nothing better.
+    Hash = 3,
+    /// The backing it belonged on took no new files.
+    Spilled = 4,
+    /// A lookup that the index couldn't answer found it on the backing.
+    Probed = 5,
+    /// It's a hard link to a file that is there, or was renamed from one.
+    SameAsSource = 6,
+    /// It's a directory: made on one backing, and on others where a file needed it.
+    Directory = 7,
+}
+
+impl Reason {
+    const ALL: [Self; 8] = [
+        Self::FoundAtScan,
+        Self::RankInTitle,
+        Self::RankInName,
+        Self::Hash,
+        Self::Spilled,
+        Self::Probed,
+        Self::SameAsSource,
+        Self::Directory,
+    ];
+
+    /// The reason as a number below 16.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The reason that has this code, if there is one.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FoundAtScan => "found there when the mount started",
+            Self::RankInTitle => "rank in the process title",
+            Self::RankInName => "rank in the file name",
+            Self::Hash => "hash of the name",
+            Self::Spilled => "spilled from a backing that took no new files",
+            Self::Probed => "found there by a lookup",
+            Self::SameAsSource => "same backing as the file it was linked or renamed from",
+            Self::Directory => "directory",
+        })
+    }
+}
+
+/// A backing, chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision {
+    /// The chosen backing's slot.
+    pub slot: u8,
+    /// Why, in a form that is kept with the file.
+    pub reason: Reason,
+    /// Why, in a form for people: `Display` writes the whole reasoning.
+    pub detail: Detail,
+}
+
+impl Decision {
+    /// `slot` is where the file belongs, out of `backings` backings.
+    pub(super) fn preferred(basis: Basis, slot: u8, backings: usize) -> Self {
+        Self { slot, reason: basis.reason(), detail: Detail { basis, preferred: slot, slot, backings } }
+    }
+
+    /// The file belongs on `preferred`, which takes no new files; it goes to `slot`.
+    pub(super) fn spilled(basis: Basis, preferred: u8, slot: u8, backings: usize) -> Self {
+        Self { slot, reason: Reason::Spilled, detail: Detail { basis, preferred, slot, backings } }
+    }
+}
+
+/// The reasoning behind a [`Decision`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Detail {
+    basis: Basis,
+    preferred: u8,
+    slot: u8,
+    backings: usize,
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.basis {
+            Basis::Ordinal(ordinal) => {
+                let gpu = ordinal.number();
+                write!(f, "{ordinal}, {gpu} % {} = backing {}", self.backings, self.preferred)?;
+            }
+            Basis::Hash => write!(f, "hash of the name = backing {}", self.preferred)?,
+            Basis::NoGpuKnown => {
+                write!(f, "which GPU isn't known; hash of the name = backing {}", self.preferred)?;
+            }
+        }
+        if self.slot != self.preferred {
+            write!(f, ", which took no new files; hash among the others = backing {}", self.slot)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the preferred backing was derived from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    /// The number of the GPU that the file belongs to.
+    Ordinal(Ordinal),
+    /// The hash of the name, as the policy's own rule.
+    Hash,
+    /// The hash of the name, because nothing says which GPU the file belongs to.
+    NoGpuKnown,
+}
+
+impl Basis {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Ordinal(Ordinal::Title { .. }) => Reason::RankInTitle,
+            Self::Ordinal(Ordinal::Name { .. }) => Reason::RankInName,
+            Self::Hash | Self::NoGpuKnown => Reason::Hash,
+        }
+    }
+}
+
+/// The number of a GPU on this server, with the evidence for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ordinal {
+    /// From the title of the process that asked, with the number of GPUs per replica where that was used.
+    Title {
+        /// The GPU's number.
+        gpu: u64,
+        /// The title.
+        title: Title,
+        /// GPUs per data-parallel replica, if the number depended on it.
+        world: Option<u32>,
+    },
+    /// From the rank in the file name.
+    Name {
+        /// The GPU's number.
+        gpu: u64,
+        /// What the name says.
+        info: NameInfo,
+    },
+}
+
+impl Ordinal {
+    /// The GPU's number, counted from 0.
+    pub fn number(&self) -> u64 {
+        match *self {
+            Self::Title { gpu, .. } | Self::Name { gpu, .. } => gpu,
+        }
+    }
+}
+
+impl fmt::Display for Ordinal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Title { gpu, title, world } => {
+                write!(f, "GPU {gpu} from the process title ({title}")?;
+                match world {
+                    Some(world) => write!(f, ", {world} GPUs per replica)"),
+                    None => f.write_str(")"),
+                }
+            }
+            Self::Name { gpu, info } => write!(f, "rank {gpu} from the file name ({})", info.client),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_fit_four_bits_and_come_back() {
+        for (code, reason) in (0..).zip(Reason::ALL) {
+            assert_eq!(reason.code(), code);
+            assert_eq!(Reason::from_code(code), Some(reason));
+        }
+        assert!(Reason::ALL.len() <= 16);
+        assert_eq!(Reason::from_code(8), None);
+        assert_eq!(Reason::from_code(255), None);
+    }
+}
