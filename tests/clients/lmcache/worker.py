@@ -19,6 +19,7 @@ import time
 import traceback
 
 import numpy as np
+import setproctitle
 import torch
 from lmcache.utils import CacheEngineKey
 from lmcache.v1.config import LMCacheEngineConfig
@@ -166,6 +167,8 @@ def main():
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     torch.set_num_threads(1)
+    if sys.argv[4]:
+        setproctitle.setproctitle(sys.argv[4])  # as vLLM does, which wipes the environment
     worker = Worker(*map(int, sys.argv[1:4]))
     print(json.dumps({"ready": os.getpid()}), file=answers)
     for line in sys.stdin:

@@ -19,17 +19,12 @@ class WorkerFailed(Exception):
 
 @dataclass
 class Seat:
-    """Who a worker is: its rank in an engine of `world` ranks, and the GPUs it was given."""
+    """Who a worker is: its rank in an engine of `world` ranks, its process title, its GPU."""
 
     rank: int
     world: int
-    visible_devices: str | None = None
-
-    @property
-    def gpu(self):
-        """The physical GPU that this worker serves."""
-        devices = self.visible_devices
-        return int(devices.split(",")[self.rank]) if devices else self.rank
+    title: str
+    gpu: int
 
 
 class Workers:
@@ -38,12 +33,9 @@ class Workers:
     def __init__(self, environment, seats, log):
         self.seats, self.processes = seats, []
         for number, seat in enumerate(seats):
-            env = environment.variables()
-            if seat.visible_devices:
-                env["CUDA_VISIBLE_DEVICES"] = seat.visible_devices
             self.processes.append(subprocess.Popen(
-                [environment.python, WORKER, str(seat.rank), str(seat.world), str(number)], cwd="/", env=env,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log))
+                [environment.python, WORKER, str(seat.rank), str(seat.world), str(number), seat.title],
+                cwd="/", env=environment.variables(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log))
         try:
             self._answers(START_PATIENCE)
         except BaseException:
