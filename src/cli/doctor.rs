@@ -74,7 +74,7 @@ impl Report {
 fn data_path(checks: &[Check]) -> Check {
     let usable = |name| checks.iter().any(|check| check.name == name && check.status == Status::Ok);
     let check = Check::new("mount", "file data");
-    let check = if usable(fuse::PASSTHROUGH) {
+    if usable(fuse::PASSTHROUGH) {
         check.ok("the kernel reads and writes the backing's files itself (passthrough)")
     } else if usable(uring::RING) {
         check.limited("through the daemon by io_uring", "see `passthrough` above for the faster way")
@@ -83,8 +83,7 @@ fn data_path(checks: &[Check]) -> Check {
             "through the daemon by threads that read and write: the slowest way",
             "see `passthrough` and `io_uring` above for the faster ones",
         )
-    };
-    check
+    }
 }
 
 impl fmt::Display for Report {
