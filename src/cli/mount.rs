@@ -199,10 +199,12 @@ fn unmount_on_signal(signals: SigSet, mounted: Arc<Mounted>) {
 /// As many open files as the system allows: directories and files are kept open.
 fn raise_file_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
-    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-        Ok(()) => hard,
-        Err(_) => soft,
-    }
+    // Root may go beyond the hard limit, up to the kernel's own.
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|n| n.trim().parse().ok());
+    [most.unwrap_or(hard), hard]
+        .into_iter()
+        .find(|limit| setrlimit(Resource::RLIMIT_NOFILE, *limit, *limit).is_ok())
+        .unwrap_or(soft)
 }
 
 fn share_of(limit: u64, part: u64, most: u64) -> NonZeroUsize {

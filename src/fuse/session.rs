@@ -71,6 +71,9 @@ impl Session {
         let session =
             fuser::Session::from_fd(adapter, device, acl, options).map_err(SessionError::Handshake)?;
         decide_passthrough(fs, config.passthrough, BackingRegistry::new(registry))?;
+        if fs.backings().iter().any(|b| *b.passthrough() != Passthrough::On) {
+            widen_read_ahead(mounted.device);
+        }
         Ok(Session { session, mounted })
     }
 
@@ -133,6 +136,16 @@ fn decide_passthrough(
     }
     fs.set_registry(registry);
     Ok(())
+}
+
+/// The kernel reads ahead 128 KiB of a FUSE file, in requests of that size: the INIT reply can't ask for more
+/// than the kernel offered. Where data comes to the daemon, larger requests are worth several times that.
+fn widen_read_ahead(device: (u32, u32)) {
+    let knob = format!("/sys/class/bdi/{}:{}/read_ahead_kb", device.0, device.1);
+    // Without it (an ordinary user's mount) it's only slower.
+    if let Err(e) = std::fs::write(&knob, "1024") {
+        tracing::debug!("{knob}: {e}");
+    }
 }
 
 fn explain(e: &io::Error) -> String {

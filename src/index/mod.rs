@@ -11,6 +11,8 @@
 //! about 2 of its directory's list.
 
 mod children;
+mod entry;
+mod load;
 mod names;
 mod node;
 mod scan;
@@ -20,7 +22,9 @@ use std::hash::BuildHasher;
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
 use children::Children;
-use names::{NameRef, Names};
+use entry::{Entry, INODE, SHADOWED, Target};
+pub use entry::{EntryId, FileRef, What};
+use names::Names;
 pub use node::{DirId, Kind, MAX_BACKINGS, Node, NodeId, PackedIno, Slot, SlotSet};
 pub use scan::{Problem, Progress, Report, Source, Subtree, merge_subtree, read_subtree, scan};
 
@@ -28,109 +32,10 @@ pub use scan::{Problem, Progress, Report, Source, Subtree, merge_subtree, read_s
 const SHARDS: usize = 64;
 const NO_ENTRY: u32 = u32::MAX;
 
-/// One name in the tree. Keeps its number while it lives, through renames too; afterwards the number is
-/// used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EntryId(u32);
-
-impl EntryId {
-    /// The number, for a directory reader's cookie.
-    pub fn number(self) -> u32 {
-        self.0
-    }
-}
-
-/// An inode on a backing, as a name stands for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileRef {
-    /// The backing that has it.
-    pub slot: Slot,
-    /// Its inode there.
-    pub ino: PackedIno,
-    /// Its type; never `Kind::Dir`.
-    pub kind: Kind,
-    /// Why it's on that backing (`placement::Reason::code`, 4 bits).
-    pub reason: u8,
-}
-
-impl FileRef {
-    /// What the kernel calls it.
-    pub fn node(self) -> NodeId {
-        NodeId::file(self.slot, self.ino)
-    }
-}
-
-/// What a name stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
-    /// A directory that exists on one or more backings.
-    Dir(DirId),
-    /// An inode on one backing.
-    File(FileRef),
-}
-
-impl What {
-    /// What the kernel calls it.
-    pub fn node(self) -> NodeId {
-        match self {
-            What::Dir(dir) => NodeId::dir(dir),
-            What::File(file) => file.node(),
-        }
-    }
-
-    /// Its type.
-    pub fn kind(self) -> Kind {
-        match self {
-            What::Dir(_) => Kind::Dir,
-            What::File(file) => file.kind,
-        }
-    }
-}
-
 /// No room: 2^32 names, 2^32 directories over a mount's life, or 32 GiB of names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the index is full")]
 pub struct Full;
-
-/// `What` in 64 bits: inode or directory 48, slot 6, kind 4, reason 4, one bit for "has shadows".
-#[derive(Clone, Copy)]
-struct Target(u64);
-
-const SHADOWED: u64 = 1 << 62;
-
-impl Target {
-    fn new(what: What) -> Target {
-        match what {
-            What::Dir(dir) => Target(u64::from(dir.0) | (Kind::Dir as u64) << 54),
-            What::File(file) => Target(
-                file.ino.bits()
-                    | u64::from(file.slot.0) << 48
-                    | (file.kind as u64) << 54
-                    | u64::from(file.reason & 15) << 58,
-            ),
-        }
-    }
-
-    fn what(self) -> What {
-        let kind = Kind::from_code((self.0 >> 54 & 15) as u8);
-        if kind == Kind::Dir {
-            return What::Dir(DirId(self.0 as u32));
-        }
-        What::File(FileRef {
-            slot: Slot((self.0 >> 48 & 63) as u8),
-            ino: PackedIno::from_bits(self.0),
-            kind,
-            reason: (self.0 >> 58 & 15) as u8,
-        })
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Entry {
-    name: NameRef,
-    dir: DirId,
-    target: Target,
-}
 
 /// A merged directory.
 struct Dir {
@@ -185,7 +90,7 @@ impl Index {
     /// What `name` in `dir` stands for.
     pub fn find(&self, dir: DirId, name: &[u8]) -> Option<(EntryId, What)> {
         let hash = self.hash(dir, name);
-        let found = self.by_name[shard(hash)].find(hash, |e| self.is(*e, dir, name))?;
+        let found = self.by_name[shard(hash)].find(spread(hash), |e| self.is(*e, dir, name))?;
         Some((EntryId(*found), self.entries[*found as usize].target.what()))
     }
 
@@ -201,7 +106,7 @@ impl Index {
         let wanted = ino.bits() | u64::from(slot.0) << 48;
         let position = self.entries.iter().position(|entry| {
             entry.dir.0 != NO_ENTRY
-                && entry.target.0 & ((1 << 54) - 1) == wanted
+                && entry.target.0 & INODE == wanted
                 && matches!(entry.target.what(), What::File(_))
         })?;
         Some(EntryId(position as u32))
@@ -396,10 +301,7 @@ impl Index {
             }
             What::File(file) => self.files[file.slot.index()] -= 1,
         }
-        let freed = &mut self.entries[entry.0 as usize];
-        self.names.remove(freed.name);
-        freed.dir = DirId(NO_ENTRY);
-        self.free.push(entry.0);
+        self.free_entry(entry);
     }
 
     /// Gives the entry another place. The name must be free there.
@@ -491,9 +393,16 @@ impl Index {
 
     fn add(&mut self, dir: DirId, name: &[u8], what: What) -> Result<Result<EntryId, EntryId>, Full> {
         let hash = self.hash(dir, name);
-        if let Some(taken) = self.by_name[shard(hash)].find(hash, |e| self.is(*e, dir, name)) {
+        if let Some(taken) = self.by_name[shard(hash)].find(spread(hash), |e| self.is(*e, dir, name)) {
             return Ok(Err(EntryId(*taken)));
         }
+        let entry = self.new_entry(dir, name, what)?;
+        self.attach_hashed(entry, hash);
+        Ok(Ok(entry))
+    }
+
+    /// Room for an entry that no table knows yet.
+    fn new_entry(&mut self, dir: DirId, name: &[u8], what: What) -> Result<EntryId, Full> {
         let entry = Entry { name: self.names.add(name).ok_or(Full)?, dir, target: Target::new(what) };
         let number = match self.free.pop() {
             Some(number) => {
@@ -509,8 +418,15 @@ impl Index {
                 number
             }
         };
-        self.attach_hashed(EntryId(number), hash);
-        Ok(Ok(EntryId(number)))
+        Ok(EntryId(number))
+    }
+
+    /// Gives the room of an entry back that no table knows any more.
+    fn free_entry(&mut self, entry: EntryId) {
+        let freed = &mut self.entries[entry.0 as usize];
+        self.names.remove(freed.name);
+        freed.dir = DirId(NO_ENTRY);
+        self.free.push(entry.0);
     }
 
     fn attach(&mut self, entry: EntryId) {
@@ -519,13 +435,13 @@ impl Index {
         self.attach_hashed(entry, hash);
     }
 
-    fn attach_hashed(&mut self, entry: EntryId, hash: u64) {
+    fn attach_hashed(&mut self, entry: EntryId, hash: u32) {
         let (entries, names, hasher) = (&self.entries, &self.names, &self.hasher);
         let rehash = |e: &u32| {
             let e = &entries[*e as usize];
-            hash_name(hasher, e.dir, names.get(e.name))
+            spread(hash_in(e.dir, hash_name(hasher, names.get(e.name))))
         };
-        self.by_name[shard(hash)].insert_unique(hash, entry.0, rehash);
+        self.by_name[shard(hash)].insert_unique(spread(hash), entry.0, rehash);
         let Entry { dir, target, .. } = self.entries[entry.0 as usize];
         if let Some(dir) = self.dirs.get_mut(&dir) {
             dir.children.insert(entry.0);
@@ -536,7 +452,7 @@ impl Index {
     fn detach(&mut self, entry: EntryId) {
         let (dir, name) = self.place(entry);
         let hash = self.hash(dir, name);
-        if let Ok(found) = self.by_name[shard(hash)].find_entry(hash, |e| *e == entry.0) {
+        if let Ok(found) = self.by_name[shard(hash)].find_entry(spread(hash), |e| *e == entry.0) {
             found.remove();
         }
         let is_dir = matches!(self.what(entry), What::Dir(_));
@@ -567,23 +483,32 @@ impl Index {
         entry.dir == dir && self.names.get(entry.name) == name
     }
 
-    fn hash(&self, dir: DirId, name: &[u8]) -> u64 {
-        hash_name(&self.hasher, dir, name)
+    fn hash(&self, dir: DirId, name: &[u8]) -> u32 {
+        hash_in(dir, hash_name(&self.hasher, name))
     }
 }
 
-fn hash_name(hasher: &DefaultHashBuilder, dir: DirId, name: &[u8]) -> u64 {
-    use std::hash::Hasher;
-    let mut state = hasher.build_hasher();
-    state.write_u32(dir.0);
-    state.write(name);
-    state.finish()
+/// A name's hash, whatever its directory: the scan's threads make it before the directory has a number.
+fn hash_name(hasher: &DefaultHashBuilder, name: &[u8]) -> u64 {
+    hasher.hash_one(name)
 }
 
-fn shard(hash: u64) -> usize {
-    // The table itself uses the lowest and the highest bits.
-    (hash >> 40) as usize % SHARDS
+/// The hash of a name in a directory.
+fn hash_in(dir: DirId, name: u64) -> u32 {
+    let mixed = name ^ u64::from(dir.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32
 }
 
+/// For a table, which looks at the lowest and at the highest bits of 64.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+fn shard(hash: u32) -> usize {
+    hash as usize >> 26
+}
+
+#[cfg(test)]
+mod scan_tests;
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxFlags, openat2, statx};
 
+use super::load::{Loader, Taken};
 use super::{DirId, EntryId, FileRef, Full, Index, Kind, Slot, SlotSet, What};
 
 /// Nested deeper than this is reported and skipped: each level costs an open directory while it's read.
@@ -102,20 +103,26 @@ pub fn scan(sources: &[Source<'_>], mut progress: impl FnMut(Progress)) -> Resul
     let started = Instant::now();
     let mut report = Report::default();
     let mut told = started;
+    let hash = Loader::hasher(&index);
+    let mut loader = Loader::new();
     std::thread::scope(|scope| {
         let (send, receive) = mpsc::sync_channel::<Batch>(64);
         for (n, source) in sources.iter().enumerate() {
             let send = send.clone();
+            let hash = hash.clone();
             // The receiver is gone only when the scan has failed as a whole.
-            scope.spawn(move || Reader::new(n, source, move |batch| drop(send.send(batch))).read());
+            scope.spawn(move || Reader::new(n, source, hash, move |batch| drop(send.send(batch))).read());
         }
         drop(send);
         // Each reader numbers the directories it meets; here is what the index calls them.
         let mut dirs = vec![vec![DirId::ROOT]; sources.len()];
         for batch in receive {
             let n = batch.source;
-            Merge { index: &mut index, source: &sources[n], dirs: &mut dirs[n], newest: Some(&newest) }
-                .batch(batch, &mut report)?;
+            Merge { index: &mut index, source: &sources[n], dirs: &mut dirs[n] }.batch(
+                batch,
+                Some(&mut loader),
+                &mut report,
+            )?;
             if told.elapsed() > Duration::from_millis(200) {
                 told = Instant::now();
                 progress(Progress { names: report.names, elapsed: started.elapsed() });
@@ -123,6 +130,11 @@ pub fn scan(sources: &[Source<'_>], mut progress: impl FnMut(Progress)) -> Resul
         }
         Ok(())
     })?;
+    for Taken { entry, by } in loader.finish(&mut index) {
+        let What::File(file) = index.what(entry) else { continue };
+        Loader::discard(&mut index, entry);
+        duplicate(&mut index, file, by, Some(&newest), &mut report);
+    }
     report.elapsed = started.elapsed();
     progress(Progress { names: report.names, elapsed: report.elapsed });
     Ok((index, report))
@@ -135,10 +147,16 @@ pub struct Subtree(Vec<Batch>);
 /// Touches the disk and no index.
 pub fn read_subtree(source: &Source<'_>) -> Subtree {
     let (send, receive) = mpsc::channel();
-    Reader::new(0, source, move |batch| {
-        // The receiver outlives the reader.
-        let _ = send.send(batch);
-    })
+    // Its names are hashed when they are entered, one by one.
+    Reader::new(
+        0,
+        source,
+        |_: &[u8]| 0,
+        move |batch| {
+            // The receiver outlives the reader.
+            let _ = send.send(batch);
+        },
+    )
     .read();
     Subtree(receive.into_iter().collect())
 }
@@ -154,7 +172,7 @@ pub fn merge_subtree(
     let mut report = Report::default();
     let mut dirs = vec![dir];
     for batch in subtree.0 {
-        Merge { index, source, dirs: &mut dirs, newest: None }.batch(batch, &mut report)?;
+        Merge { index, source, dirs: &mut dirs }.batch(batch, None, &mut report)?;
     }
     Ok(report)
 }
@@ -173,6 +191,8 @@ struct Met {
     name_len: u8,
     kind: Kind,
     ino: u64,
+    /// The name's hash.
+    hash: u64,
 }
 
 /// The ctime of a path on a backing, which decides between two copies.
@@ -184,12 +204,15 @@ struct Merge<'a> {
     source: &'a Source<'a>,
     /// Each reader numbers the directories it meets; here is what the index calls them.
     dirs: &'a mut Vec<DirId>,
-    /// `None`: what is in the index already stays the file.
-    newest: Option<Newest<'a>>,
 }
 
 impl Merge<'_> {
-    fn batch(&mut self, batch: Batch, report: &mut Report) -> Result<(), Full> {
+    fn batch(
+        &mut self,
+        batch: Batch,
+        mut loader: Option<&mut Loader>,
+        report: &mut Report,
+    ) -> Result<(), Full> {
         report.names += batch.entries.len() as u64;
         let mut at = 0;
         for met in &batch.entries {
@@ -203,8 +226,10 @@ impl Merge<'_> {
             }
             let ino = self.index.pack_ino(met.ino);
             let file = FileRef { slot: self.source.slot, ino, kind: met.kind, reason: self.source.reason };
-            if let Err(taken) = self.index.add_file(dir, name, file)? {
-                self.duplicate(dir, name, file, taken, report);
+            if let Some(loader) = &mut loader {
+                loader.add(self.index, dir, name, met.hash, file)?;
+            } else if let Err(taken) = self.index.add_file(dir, name, file)? {
+                duplicate(self.index, file, taken, None, report);
             }
         }
         batch.problems.into_iter().for_each(|problem| report.add(problem));
@@ -225,44 +250,53 @@ impl Merge<'_> {
                 Ok(there)
             }
             What::File(file) => {
-                report.add(self.hidden_by_dir(file.slot, dir, name));
+                report.add(hidden_by_dir(self.index, file.slot, dir, name));
                 self.index.remove(taken);
                 self.index.add_dir(dir, name, here)?.map_err(|_| Full)
             }
         }
     }
+}
 
-    /// The same path on a second backing: the newest ctime is the file, the others are its shadows.
-    fn duplicate(&mut self, dir: DirId, name: &[u8], file: FileRef, taken: EntryId, report: &mut Report) {
-        let there = match self.index.what(taken) {
-            What::File(there) if there.slot == file.slot => return,
-            What::File(there) => there,
-            What::Dir(_) => return report.add(self.hidden_by_dir(file.slot, dir, name)),
-        };
-        let shadows = self.index.shadows(taken);
-        let newer = self.newest.is_some_and(|ctime| {
-            let path = self.index.path_of(dir, name);
-            let (old, new) = (ctime(there.slot, &path), ctime(file.slot, &path));
-            // Equal times leave the lower slot, whatever order the readers came in.
-            new > old || (new == old && file.slot < there.slot)
-        });
-        if newer {
-            self.index.retarget(taken, file);
-            self.index.set_shadows(taken, shadows.without(file.slot).with(there.slot));
-        } else {
-            self.index.set_shadows(taken, shadows.with(file.slot));
-        }
-    }
-
-    fn hidden_by_dir(&self, slot: Slot, dir: DirId, name: &[u8]) -> Problem {
-        let what = "a directory of the same name on another backing hides this file".into();
-        Problem { slot, path: self.index.path_of(dir, name), what }
+/// The same path on a second backing: the newest ctime is the file, the others are its shadows. Without
+/// `newest` what is in the index stays the file.
+fn duplicate(
+    index: &mut Index,
+    file: FileRef,
+    taken: EntryId,
+    newest: Option<Newest<'_>>,
+    report: &mut Report,
+) {
+    let (dir, name) = index.place(taken);
+    let there = match index.what(taken) {
+        What::File(there) if there.slot == file.slot => return,
+        What::File(there) => there,
+        What::Dir(_) => return report.add(hidden_by_dir(index, file.slot, dir, name)),
+    };
+    let newer = newest.is_some_and(|ctime| {
+        let path = index.path_of(dir, name);
+        let (old, new) = (ctime(there.slot, &path), ctime(file.slot, &path));
+        // Equal times leave the lower slot, whatever order the readers came in.
+        new > old || (new == old && file.slot < there.slot)
+    });
+    let shadows = index.shadows(taken);
+    if newer {
+        index.retarget(taken, file);
+        index.set_shadows(taken, shadows.without(file.slot).with(there.slot));
+    } else {
+        index.set_shadows(taken, shadows.with(file.slot));
     }
 }
 
+fn hidden_by_dir(index: &Index, slot: Slot, dir: DirId, name: &[u8]) -> Problem {
+    let what = "a directory of the same name on another backing hides this file".into();
+    Problem { slot, path: index.path_of(dir, name), what }
+}
+
 /// Reads one backing.
-struct Reader<'a, F: FnMut(Batch)> {
+struct Reader<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch)> {
     source: &'a Source<'a>,
+    hash: H,
     send: F,
     batch: Batch,
     next_dir: u32,
@@ -270,9 +304,9 @@ struct Reader<'a, F: FnMut(Batch)> {
     path: Vec<u8>,
 }
 
-impl<'a, F: FnMut(Batch)> Reader<'a, F> {
-    fn new(number: usize, source: &'a Source<'a>, send: F) -> Self {
-        Reader { source, send, batch: Batch::new(number), next_dir: 1, path: Vec::new() }
+impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch)> Reader<'a, H, F> {
+    fn new(number: usize, source: &'a Source<'a>, hash: H, send: F) -> Self {
+        Reader { source, hash, send, batch: Batch::new(number), next_dir: 1, path: Vec::new() }
     }
 
     fn read(mut self) {
@@ -352,8 +386,9 @@ impl<'a, F: FnMut(Batch)> Reader<'a, F> {
                 subdirs.push((self.next_dir, name.to_vec()));
                 self.next_dir += 1;
             }
+            let hash = (self.hash)(name);
             self.batch.names.extend_from_slice(name);
-            self.batch.entries.push(Met { dir: number, name_len: name.len() as u8, kind, ino });
+            self.batch.entries.push(Met { dir: number, name_len: name.len() as u8, kind, ino, hash });
             if self.batch.entries.len() >= BATCH {
                 self.hand_over();
             }
