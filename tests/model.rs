@@ -27,8 +27,10 @@ use proptest::test_runner::FileFailurePersistence;
 
 fn config() -> ProptestConfig {
     let regressions = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/regressions.txt");
+    // `PROPTEST_CASES` lets it run for longer.
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
     ProptestConfig {
-        cases: 1000,
+        cases: cases.unwrap_or(400),
         max_shrink_iters: 3000,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(regressions))),
         ..ProptestConfig::default()

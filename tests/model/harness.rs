@@ -4,9 +4,10 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use kvfs::backing::{self, MARKER, MinFree};
 use kvfs::fs::{Attr, Caller, Fs, Options, prepare_process};
@@ -276,10 +277,23 @@ pub(crate) fn list(fs: &Fs, dir: NodeId, chunk: usize) -> kvfs::fs::Result<Vec<(
     }
 }
 
-/// Files that are open in this process though they are removed, below `dir`.
+/// What stays open in this process though it's removed, below `dir`. By the number of links: a path says
+/// "(deleted)" of a file too that has another name left.
 pub(crate) fn removed_and_open(dir: &Path) -> Vec<PathBuf> {
-    let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
-    open.filter_map(|fd| fs::read_link(fd.path()).ok())
-        .filter(|path| path.starts_with(dir) && path.to_string_lossy().ends_with(" (deleted)"))
-        .collect()
+    let started = Instant::now();
+    loop {
+        let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let left: Vec<PathBuf> = open
+            .filter_map(|fd| {
+                let path = fs::read_link(fd.path()).ok()?;
+                let gone = path.starts_with(dir) && fs::metadata(fd.path()).is_ok_and(|meta| meta.nlink() == 0);
+                gone.then_some(path)
+            })
+            .collect();
+        // An engine lets go of a file a moment after it has answered.
+        if left.is_empty() || started.elapsed() > Duration::from_secs(2) {
+            return left;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
