@@ -64,7 +64,10 @@ pub(crate) fn kvfs<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> Outco
 /// Runs `kvfs` as an ordinary user.
 pub(crate) fn kvfs_as<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(uid: u32, args: I) -> Outcome {
     let mut command = Command::new(BINARY);
-    command.args(args).uid(uid).gid(uid);
+    command.args(args);
+    if uid != 0 {
+        command.uid(uid).gid(uid).env_remove("XDG_RUNTIME_DIR");
+    }
     finish(command)
 }
 

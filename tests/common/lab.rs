@@ -124,3 +124,25 @@ pub(crate) fn names(dir: &Path) -> Vec<String> {
     names.sort();
     names
 }
+
+/// Every path below `root`, kvfs's own files too: what a refused command must not change.
+pub(crate) fn everything(root: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    let mut todo = vec![root.to_path_buf()];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).unwrap_or_else(|e| panic!("list {}: {e}", dir.display())) {
+            let entry = entry.expect("directory entry");
+            if entry.file_type().expect("file type").is_dir() {
+                todo.push(entry.path());
+            }
+            all.push(entry.path());
+        }
+    }
+    all.sort();
+    all
+}
+
+/// Joins paths with commas, as `--backing` takes them.
+pub(crate) fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|p| p.to_str().expect("a printable path")).collect::<Vec<_>>().join(",")
+}

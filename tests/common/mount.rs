@@ -1,21 +1,21 @@
 //! The fixture: the real `kvfs` daemon serving a real mount, started, proved and taken away again.
 
-use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use serde_json::Value;
 
-use super::cli::{self, BINARY, kvfs};
+use super::cli::{self, BINARY};
 use super::lab::Lab;
-use super::{ns, sys};
+use super::{ns, sys, user};
 
 /// FUSE_SUPER_MAGIC: what statfs says of every FUSE mount.
 pub(crate) const FUSE_MAGIC: i64 = 0x6573_5546;
@@ -97,7 +97,7 @@ impl Builder {
         command.arg("mount").arg(&self.point).arg("--backing").arg(backings).arg("-f");
         command.args(["--passthrough", self.passthrough.word()]).arg("--log").arg(log).args(&self.args);
         if let Some(uid) = self.uid {
-            command.uid(uid).gid(uid);
+            command.uid(uid).gid(uid).env_remove("XDG_RUNTIME_DIR");
         }
         command
     }
@@ -129,7 +129,7 @@ impl Builder {
             pidfd,
             log,
             said,
-            panics: Cell::new(0),
+            panics: AtomicU64::new(0),
             builder: self,
         };
         let is_fuse = || ns::mounts_at(&point).iter().any(|m| m.fs_type.starts_with("fuse"));
@@ -165,7 +165,7 @@ pub(crate) struct Mount {
     pidfd: OwnedFd,
     pub(crate) log: PathBuf,
     said: PathBuf,
-    panics: Cell<u64>,
+    panics: AtomicU64,
     builder: Builder,
 }
 
@@ -189,10 +189,14 @@ impl Mount {
     /// Proves that what is mounted is FUSE and that this daemon answers for it.
     #[track_caller]
     fn prove(&self) {
-        assert_eq!(sys::fs_magic(self.point()), Ok(FUSE_MAGIC), "statfs of the mount point");
+        // A mount of an ordinary user is for that user alone, not even for root.
+        let uid = self.builder.uid.unwrap_or(0);
+        let magic = user::as_user(uid, uid, || sys::fs_magic(self.point()));
+        assert_eq!(magic, Ok(FUSE_MAGIC), "statfs of the mount point");
         let before = self.op("lookup");
         let name = self.path("no-such-name-of-the-fixture");
-        assert_eq!(sys::lstat(&name).map(drop), Err(Errno::ENOENT));
+        let found = user::as_user(uid, uid, || sys::lstat(&name).map(drop));
+        assert_eq!(found, Err(Errno::ENOENT), "a name that isn't there");
         assert!(self.op("lookup") > before, "a lookup in the mount did not reach the daemon");
         assert_eq!(
             self.status()["pid"].as_u64(),
@@ -202,7 +206,7 @@ impl Mount {
     }
 
     pub(crate) fn status(&self) -> Value {
-        status_of(self.point())
+        status_as(self.builder.uid.unwrap_or(0), self.point())
     }
 
     /// A counter of status.ops.
@@ -221,7 +225,7 @@ impl Mount {
 
     /// Says that the test makes the daemon panic this often on purpose.
     pub(crate) fn expect_panics(&self, n: u64) {
-        self.panics.set(n);
+        self.panics.store(n, Ordering::Relaxed);
     }
 
     /// Which backings hold this path.
@@ -263,7 +267,8 @@ impl Mount {
     pub(crate) fn stop(self) -> Builder {
         let builder = self.builder.clone();
         self.check_panics();
-        kvfs([OsString::from("umount"), self.point().into()]).code(0);
+        let uid = self.builder.uid.unwrap_or(0);
+        cli::kvfs_as(uid, [OsString::from("umount"), self.point().into()]).code(0);
         let story = self.story();
         let status = self.ended();
         assert!(status.success(), "the daemon ended with {}:\n{story}", cli::ended(status));
@@ -278,7 +283,12 @@ impl Mount {
 
     #[track_caller]
     fn check_panics(&self) {
-        assert_eq!(self.op("panics"), self.panics.get(), "panics in the daemon:\n{}", self.story());
+        assert_eq!(
+            self.op("panics"),
+            self.panics.load(Ordering::Relaxed),
+            "panics in the daemon:\n{}",
+            self.story()
+        );
     }
 
     fn kill(&self, child: &mut Child) {
@@ -307,7 +317,7 @@ impl Drop for Mount {
         ns::unmount_below(self.point());
         if !unwinding {
             let story = self.story();
-            assert_eq!(panics, Some(self.panics.get()), "panics in the daemon:\n{story}");
+            assert_eq!(panics, Some(self.panics.load(Ordering::Relaxed)), "panics in the daemon:\n{story}");
             let how = ended.map(cli::ended);
             assert_eq!(how.as_deref(), Some("exit status 0"), "how the daemon ended on SIGTERM:\n{story}");
             assert_eq!(left, 0, "the daemon ended and left its mount behind:\n{story}");
@@ -318,7 +328,12 @@ impl Drop for Mount {
 /// The parsed `kvfs status --json` of a mount point.
 #[track_caller]
 pub(crate) fn status_of(point: &Path) -> Value {
-    let out = kvfs([OsString::from("status"), "--json".into(), point.into()]).code(0);
+    status_as(0, point)
+}
+
+#[track_caller]
+fn status_as(uid: u32, point: &Path) -> Value {
+    let out = cli::kvfs_as(uid, [OsString::from("status"), "--json".into(), point.into()]).code(0);
     serde_json::from_str(&out.stdout).unwrap_or_else(|e| panic!("status is not JSON ({e}): {}", out.stdout))
 }
 
