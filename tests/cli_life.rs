@@ -43,7 +43,7 @@ fn background_returns_once_the_mount_answers() {
     let lab = Lab::new();
     let (point, backings) = (lab.dir("mnt"), lab.dirs(2));
     std::fs::write(backings[0].join("before"), "there").unwrap();
-    kvfs(["mount", text(&point), "--backing", &list(&backings)]).code(0);
+    kvfs(["mount", text(&point), "--backing", &list(&backings), "--log", text(&lab.path("log"))]).code(0);
     assert_eq!(sys::fs_magic(&point), Ok(FUSE_MAGIC), "mounted by the time mount returns");
     let daemon = Background::of(&point);
     assert_eq!(std::fs::read(point.join("before")).unwrap(), b"there");
@@ -65,10 +65,11 @@ fn background_lets_go_of_the_terminal() {
     let (point, backings) = (lab.dir("mnt"), lab.dirs(1));
     // `$(...)` ends when the last holder of its pipe is gone: a daemon that keeps stdout or stderr hangs this.
     let script = format!(
-        "out=$({} mount {} --backing {} 2>&1); echo \"left $? $out\"",
+        "out=$({} mount {} --backing {} --log {} 2>&1); echo \"left $? $out\"",
         cli::BINARY,
         text(&point),
-        list(&backings)
+        list(&backings),
+        text(&lab.path("log"))
     );
     let mut shell = Command::new("sh");
     shell.args(["-c", &script]);
@@ -161,6 +162,14 @@ fn the_mount_point_may_be_named_in_other_ways() {
         let status: Value = serde_json::from_str(&out).unwrap();
         assert_eq!(status["mountpoint"].as_str(), Some(text(mount.point())), "status of {name}");
     }
+}
+
+#[test]
+fn umount_takes_a_link_to_the_mount_point() {
+    let lab = Lab::new();
+    let mount = lab.mount(&lab.dirs(1)).start();
+    let link = lab.path("link");
+    sys::symlink(mount.point(), &link).unwrap();
     let point = mount.point().to_path_buf();
     kvfs(["umount", text(&link)]).code(0);
     assert_eq!(ns::mounts_at(&point).len(), 0, "umount through a link");
@@ -178,6 +187,8 @@ fn backings_in_every_spelling() {
         point.clone().into(),
         "--backing".into(),
         format!("file://{},{}/", text(&a), text(&b)).into(),
+        "--log".into(),
+        lab.path("log").into(),
         "--backing".into(),
         text(&c).into(),
         format!("--backing=file://{}", text(&d)).into(),
@@ -363,6 +374,7 @@ fn an_ordinary_user_mounts_with_fusermount3() {
     for path in [&point, &backings[0], &backings[1]] {
         sys::chown(path, NOBODY, NOBODY).unwrap();
     }
+    lab.fuse_for_everyone();
     let mount = lab.mount(&backings).user(NOBODY).start();
     let s = mount.status();
     assert_eq!(s["passthrough"]["on"].as_bool(), Some(false), "an ordinary user has no passthrough");
@@ -383,6 +395,22 @@ fn an_ordinary_user_mounts_with_fusermount3() {
     let again = mount.restart();
     let read = as_user(NOBODY, NOBODY, || std::fs::read(again.path(ranked(3, 3))));
     assert_eq!(read.unwrap(), data);
+}
+
+#[test]
+fn an_ordinary_user_mounts_in_the_background() {
+    let lab = Lab::new();
+    let (point, backings) = (lab.dir("mnt"), lab.dirs(1));
+    for path in [&point, &backings[0]] {
+        sys::chown(path, NOBODY, NOBODY).unwrap();
+    }
+    lab.fuse_for_everyone();
+    // Nothing said of a log: the default must be one that this user can write.
+    cli::kvfs_as(NOBODY, ["mount", text(&point), "--backing", text(&backings[0])]).code(0);
+    let wrote = as_user(NOBODY, NOBODY, || std::fs::write(point.join("f"), "x").map_err(|e| e.kind()));
+    cli::kvfs_as(NOBODY, ["umount", text(&point)]).code(0);
+    assert_eq!(wrote, Ok(()));
+    assert_eq!(ns::mounts_at(&point).len(), 0);
 }
 
 #[test]

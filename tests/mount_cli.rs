@@ -12,6 +12,8 @@ use std::process::Command;
 use common::cli::{self, kvfs_as};
 use common::lab::{everything, list, run};
 use common::user::NOBODY;
+use tempfile::TempDir;
+
 use common::{FsKind, Lab, kvfs, ns, sys};
 
 /// Runs `kvfs mount` with these words and asserts the fault and that nothing is left behind.
@@ -24,10 +26,22 @@ fn refused(lab: &Lab, words: &[&str], code: i32, naming: &[&str]) {
 fn refused_as(uid: u32, lab: &Lab, words: &[&str], code: i32, naming: &[&str]) {
     let before = everything(&lab.root());
     let mounts = ns::mounts().len();
-    let words: Vec<&str> = ["mount"].iter().chain(words).copied().collect();
+    let (_logs, log) = log_elsewhere();
+    let mut words: Vec<&str> = ["mount"].iter().chain(words).copied().collect();
+    if !words.iter().any(|w| w.starts_with("--log")) {
+        words.push(&log);
+    }
     kvfs_as(uid, words).fault(code, naming);
     assert_eq!(ns::mounts().len(), mounts, "a refused mount leaves no mount");
     assert_eq!(everything(&lab.root()), before, "a refused mount makes and removes nothing");
+}
+
+/// A place for the log outside the one that must not change, and the option that names it.
+fn log_elsewhere() -> (TempDir, String) {
+    let dir = TempDir::new().unwrap();
+    sys::chmod(dir.path(), 0o777).unwrap();
+    let option = format!("--log={}", text(&dir.path().join("log")));
+    (dir, option)
 }
 
 fn text(path: &Path) -> &str {
@@ -96,7 +110,7 @@ fn a_backing_that_is_a_file_is_13() {
     let below = lab.path("file/sub");
     refused(&lab, &[&p, "--backing", &format!("{a},{}", text(&below))], 13, &["file"]);
     sys::symlink("nowhere", lab.path("dangling")).unwrap();
-    let dangling = kvfs(["mount", &p, "--backing", text(&lab.path("dangling")), "-f"]);
+    let dangling = kvfs(["mount", &p, "--backing", text(&lab.path("dangling")), "-f", "--log=stderr"]);
     assert_ne!(dangling.status.code(), Some(0), "a dangling link is no backing");
     assert_eq!(ns::mounts_at(Path::new(&p)).len(), 0);
 }
@@ -228,8 +242,9 @@ fn no_dev_fuse_is_30() {
     }
     run(Command::new("mount").arg("--bind").arg(&dev).arg("/dev"));
     let before = everything(Path::new(&a));
-    let outcome = kvfs(["mount", &p, "--backing", &a]);
-    run(Command::new("umount").arg("/dev"));
+    let (_logs, log) = log_elsewhere();
+    let outcome = kvfs(["mount", &p, "--backing", &a, &log]);
+    run(Command::new("umount").args(["-l", "/dev"]));
     outcome.fault(30, &["/dev/fuse"]);
     assert_eq!(everything(Path::new(&a)), before);
     assert_eq!(ns::mounts_at(Path::new(&p)).len(), 0);
@@ -241,7 +256,8 @@ fn no_right_to_mount_is_31() {
     let before = everything(&lab.root());
     let mut command = Command::new("setpriv");
     command.args(["--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", cli::BINARY]);
-    command.args(["mount", &p, "--backing", &a]);
+    let (_logs, log) = log_elsewhere();
+    command.args(["mount", &p, "--backing", &a, &log]);
     cli::finish(command).fault(31, &[&p]);
     assert_eq!(everything(&lab.root()), before);
     assert_eq!(ns::mounts_at(Path::new(&p)).len(), 0);
@@ -250,6 +266,7 @@ fn no_right_to_mount_is_31() {
 #[test]
 fn a_mount_point_of_somebody_else_is_31() {
     let (lab, p, a, _) = place();
+    lab.fuse_for_everyone();
     sys::chown(&a, NOBODY, NOBODY).unwrap();
     refused_as(NOBODY, &lab, &[&p, "--backing", &a], 31, &[&p]);
 }
@@ -257,6 +274,7 @@ fn a_mount_point_of_somebody_else_is_31() {
 #[test]
 fn passthrough_required_but_not_to_be_had_is_32() {
     let (lab, p, a, _) = place();
+    lab.fuse_for_everyone();
     sys::chown(&p, NOBODY, NOBODY).unwrap();
     sys::chown(&a, NOBODY, NOBODY).unwrap();
     refused_as(NOBODY, &lab, &[&p, "--backing", &a, "--passthrough", "require"], 32, &["passthrough"]);

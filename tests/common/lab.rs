@@ -9,7 +9,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::mount::Builder;
-use super::ns;
+use super::{ns, sys};
 
 /// What a volume is formatted with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +93,17 @@ impl Lab {
         // `-o loop` marks the loop device so that it goes with the mount.
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&point));
         point
+    }
+
+    /// Lets ordinary users open /dev/fuse, as udev does everywhere, in this test's namespace only.
+    pub(crate) fn fuse_for_everyone(&self) {
+        let node = self.path("fuse-device");
+        if sys::stat("/dev/fuse").is_ok_and(|st| st.st_mode & 0o666 == 0o666) || node.exists() {
+            return;
+        }
+        sys::mknod(&node, libc::S_IFCHR | 0o666, libc::makedev(10, 229)).expect("make a device node");
+        sys::chmod(&node, 0o666).expect("open it to everyone");
+        run(Command::new("mount").arg("--bind").arg(&node).arg("/dev/fuse"));
     }
 
     /// A mount over these backings, at `mnt` of the scratch directory.

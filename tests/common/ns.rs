@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, unshare};
+
+use super::sys;
 
 /// How long a step that should take milliseconds may take before the test calls it hung.
 pub(crate) const HANG: Duration = Duration::from_secs(120);
@@ -24,7 +25,7 @@ pub(crate) fn enter_private() {
     if DONE.replace(true) {
         return;
     }
-    unshare(CloneFlags::CLONE_NEWNS).expect("these tests mount file systems: run them as root");
+    sys::unshare(libc::CLONE_NEWNS).expect("these tests mount file systems: run them as root");
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .expect("make the mounts of this namespace private");
     if mounts().iter().all(|m| m.point != Path::new(CONNECTIONS)) {

@@ -390,6 +390,10 @@ impl Drop for Map {
     }
 }
 
+pub(crate) fn unshare(what: c_int) -> R<()> {
+    call!(libc::unshare(what)).map(drop)
+}
+
 pub(crate) fn pidfd(pid: u32) -> R<OwnedFd> {
     call!(libc::syscall(libc::SYS_pidfd_open, pid, 0)).map(|fd| owned(fd as c_int))
 }

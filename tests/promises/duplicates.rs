@@ -123,7 +123,7 @@ fn exchange_and_link_with_shadows() {
 }
 
 #[test]
-fn a_copy_that_appears_behind_the_mount_does_not_outlive_the_file() {
+fn a_copy_that_appears_behind_the_mount_is_a_shadow_from_the_next_start() {
     let lab = Lab::new();
     let b = lab.dirs(2);
     let mount = lab.mount(&b).start();
@@ -131,8 +131,12 @@ fn a_copy_that_appears_behind_the_mount_does_not_outlive_the_file() {
     sys::tick();
     put(&b[1], &ranked(0, 1), "a stray copy");
     assert_eq!(text(&mount.path(ranked(0, 1))), "the file", "an indexed name is not looked for again");
-    sys::unlink(mount.path(ranked(0, 1))).unwrap();
-    assert_eq!(sys::lstat(mount.path(ranked(0, 1))).map(drop), Err(Errno::ENOENT), "removed is removed");
+    let again = mount.restart();
+    assert_eq!(text(&again.path(ranked(0, 1))), "a stray copy", "the newest, once both are known");
+    assert_eq!(shadows(&again), 1);
+    sys::unlink(again.path(ranked(0, 1))).unwrap();
+    assert_eq!(sys::lstat(again.path(ranked(0, 1))).map(drop), Err(Errno::ENOENT));
+    gone_everywhere(&b, &ranked(0, 1));
 }
 
 #[test]
