@@ -7,7 +7,7 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::{Entry, Error, Fs, NodeId, Result, check_new_name};
-use crate::index::{FileRef, Node, What};
+use crate::index::{DirId, FileRef, Node, What};
 use crate::placement::Reason;
 
 impl Fs {
@@ -16,25 +16,33 @@ impl Fs {
         let newdir = self.dir_of(newparent)?;
         check_new_name(newname)?;
         let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::PERM.into()) };
-        let (dir, name, file) = self.place_of(slot, ino).map_err(|_| Errno::NOENT)?;
-        let to = self.ensure_dir(slot, newdir)?;
-        let _lock = self.locks.lock_two((dir, &name), (newdir, newname));
+        let linked =
+            self.by_name(slot, ino, |dir, name, file| self.link_from((dir, name), file, (newdir, newname)));
+        linked.map_err(|e| if e.errno() == Errno::STALE { Errno::NOENT.into() } else { e })
+    }
+
+    /// Links one name of the file to a new one. ENOENT when the name isn't the file's any more.
+    fn link_from(&self, from: (DirId, &[u8]), file: FileRef, to: (DirId, &[u8])) -> Result<Entry> {
+        let slot = file.slot;
+        let target = self.ensure_dir(slot, to.0)?;
+        let _lock = self.locks.lock_two(from, to);
         {
             let index = self.index.read();
-            if index.find(newdir, newname).is_some() {
+            if index.find(to.0, to.1).is_some() {
                 return Err(Errno::EXIST.into());
             }
-            if !matches!(index.find(dir, &name), Some((_, What::File(there))) if there == file) {
+            if !matches!(index.find(from.0, from.1), Some((_, What::File(there))) if there.node() == file.node())
+            {
                 return Err(Errno::NOENT.into());
             }
         }
-        let from = self.dir_fd(slot, dir)?;
-        rustix::fs::linkat(&from, &name[..], &to, newname, AtFlags::empty()).map_err(Error::on(slot))?;
+        let source = self.dir_fd(slot, from.0)?;
+        rustix::fs::linkat(&source, from.1, &target, to.1, AtFlags::empty()).map_err(Error::on(slot))?;
         let mut index = self.index.write();
         let file = FileRef { reason: Reason::SameAsSource.code(), ..file };
-        let entry = index.add_file(newdir, newname, file)?.map_err(|_| Errno::EXIST)?;
+        let entry = index.add_file(to.0, to.1, file)?.map_err(|_| Errno::EXIST)?;
         index.remember(entry);
         drop(index);
-        Ok(self.stat_entry(newdir, newname, file)?.0)
+        Ok(self.stat_entry(to.0, to.1, file)?.0)
     }
 }

@@ -14,8 +14,9 @@ use crate::index::{
 };
 use crate::placement::Reason;
 
-/// How often a name may turn out to be something else before that's an error.
-const TRIES: usize = 4;
+/// How often a name may turn out to be something else before that's an error. Each time a change of it was
+/// under way, and has ended.
+const TRIES: usize = 16;
 
 impl Fs {
     /// Looks a name up, and makes the kernel know its node.
@@ -68,8 +69,7 @@ impl Fs {
                     let stat = stat_fd(&open.fd).map_err(Error::on(slot))?;
                     return Ok(Attr::new(node, &stat));
                 }
-                let (dir, name, file) = self.place_of(slot, ino)?;
-                Ok(self.stat_entry(dir, &name, file)?.0)
+                self.by_name(slot, ino, |dir, name, file| Ok(self.stat_entry(dir, name, file)?.0))
             }
             None => Err(Errno::STALE.into()),
         }
@@ -78,10 +78,32 @@ impl Fs {
     /// The target of a symbolic link.
     pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
         let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::INVAL.into()) };
-        let (dir, name, _) = self.place_of(slot, ino)?;
-        let fd = self.dir_fd(slot, dir)?;
-        let target = rustix::fs::readlinkat(&fd, &name[..], Vec::new()).map_err(Error::on(slot))?;
-        Ok(target.into_bytes())
+        self.by_name(slot, ino, |dir, name, _| {
+            let fd = self.dir_fd(slot, dir)?;
+            let target = rustix::fs::readlinkat(&fd, name, Vec::new()).map_err(Error::on(slot))?;
+            Ok(target.into_bytes())
+        })
+    }
+
+    /// Does something with an inode by one of its names; again if it was renamed meanwhile. ESTALE when it has
+    /// no name (left).
+    pub(super) fn by_name<T>(
+        &self,
+        slot: Slot,
+        ino: PackedIno,
+        act: impl Fn(DirId, &[u8], FileRef) -> Result<T>,
+    ) -> Result<T> {
+        for _ in 0..TRIES {
+            let (dir, name, file) = self.place_of(slot, ino)?;
+            match act(dir, &name, file) {
+                // Renamed meanwhile, or changed behind the mount's back.
+                Err(e) if matches!(e.errno(), Errno::STALE | Errno::NOENT) => {
+                    self.drop_stale(dir, &name, file)
+                }
+                result => return result,
+            }
+        }
+        Err(Errno::STALE.into())
     }
 
     /// A name of an inode. ESTALE when it has none (left).

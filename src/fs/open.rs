@@ -259,11 +259,18 @@ impl Fs {
             _ => OFlags::RDWR,
         };
         let kept = libc::O_DIRECT | libc::O_SYNC | libc::O_DSYNC | libc::O_NOATIME;
+        if open.fd_is_writable && flags & kept == 0 {
+            // The creator's own, which its mode (0444, say) doesn't keep from writing.
+            return Ok(IoFile::new(open.fd.try_clone()?, None));
+        }
         let wanted = access | OFlags::from_bits_retain((flags & kept) as u32) | OFlags::CLOEXEC;
         let path = proc_path(&open.fd);
         let opened = rustix::fs::open(&path, wanted, Mode::empty()).or_else(|e| match e {
-            // Of another's file, as an ordinary user.
+            // As an ordinary user: of another's file, or of one that may only be written.
             Errno::PERM => rustix::fs::open(&path, wanted.difference(OFlags::NOATIME), Mode::empty()),
+            Errno::ACCESS if access == OFlags::RDWR => {
+                rustix::fs::open(&path, wanted.difference(OFlags::RDWR) | OFlags::WRONLY, Mode::empty())
+            }
             e => Err(e),
         });
         let fd = opened.map_err(Error::on(open.slot))?;
@@ -273,26 +280,13 @@ impl Fs {
 
     /// The inode by one of its names, with `O_PATH`, after making sure it's the right one.
     pub(super) fn open_path(&self, slot: Slot, ino: crate::index::PackedIno) -> Result<(OwnedFd, Statx)> {
-        for _ in 0..4 {
-            let (dir, name, file) = self.place_of(slot, ino)?;
+        self.by_name(slot, ino, |dir, name, file| {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let opened = self.dir_fd(slot, dir).and_then(|fd| {
-                rustix::fs::openat(&fd, &name[..], flags, Mode::empty()).map_err(Error::on(slot))
-            });
-            match opened {
-                Ok(fd) => {
-                    let stat = stat_fd(&fd).map_err(Error::on(slot))?;
-                    if self.is_file(&stat, file) {
-                        return Ok((fd, stat));
-                    }
-                }
-                Err(e) if e.errno() == Errno::NOENT => {}
-                Err(e) => return Err(e),
-            }
-            // Renamed meanwhile, or changed behind the mount's back.
-            self.drop_stale(dir, &name, file);
-        }
-        Err(Errno::STALE.into())
+            let parent = self.dir_fd(slot, dir)?;
+            let fd = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(Error::on(slot))?;
+            let stat = stat_fd(&fd).map_err(Error::on(slot))?;
+            if self.is_file(&stat, file) { Ok((fd, stat)) } else { Err(Errno::STALE.into()) }
+        })
     }
 
     /// A descriptor of a node, open or not, that attributes can be set through.

@@ -1,0 +1,1 @@
+//! What went wrong once, in as few steps as it takes.
