@@ -72,7 +72,7 @@ class Drives:
 def unmount(point):
     """Also when something below still hangs: a benchmark leaves no mount behind."""
     if subprocess.run(["umount", point], check=False, capture_output=True).returncode:
-        subprocess.run(["umount", "-l", point], check=False)
+        subprocess.run(["umount", "-l", point], check=False, capture_output=True)
 
 
 def build_metaload(into):
