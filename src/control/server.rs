@@ -1,13 +1,13 @@
 //! The daemon's end of the control socket.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{PATIENCE, Question, Status, socket_dir, socket_path};
+use super::{PATIENCE, Question, Status, runtime_dir, socket_path};
 
 /// A longer question is none of ours.
 const LONGEST: u64 = 64 << 10;
@@ -24,7 +24,7 @@ impl Server {
         device: (u32, u32),
         status: impl Fn() -> Status + Send + Sync + 'static,
     ) -> io::Result<Server> {
-        DirBuilder::new().recursive(true).mode(0o700).create(socket_dir())?;
+        runtime_dir()?;
         let path = socket_path(device);
         // One that a daemon that was killed has left: the kernel has given its number to us.
         match fs::remove_file(&path) {
