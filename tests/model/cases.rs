@@ -1,5 +1,7 @@
 //! What went wrong once, in as few steps as it takes; and races of two operations, met head-on many times.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Barrier, mpsc};
 use std::time::Duration;
 
@@ -25,25 +27,32 @@ fn create(fs: &Fs, dir: NodeId, name: &str) -> kvfs::fs::Result<(NodeId, u64)> {
 }
 
 /// Does `one` and `other` at the same moment, again and again: each is given the number of the time.
-fn meet(fs: &Fs, prepare: impl Fn(usize) + Sync, one: impl Fn(usize) + Sync, other: impl Fn(usize) + Sync) {
+fn meet(fs: &Fs, prepare: impl Fn(usize), one: impl Fn(usize) + Sync, other: impl Fn(usize) + Sync) {
     let (start, end) = (Barrier::new(3), Barrier::new(3));
+    let failed = AtomicBool::new(false);
+    // Who panics must not leave the others waiting.
+    let tried = |act: &dyn Fn(usize), n| {
+        let done = failed.load(Relaxed) || catch_unwind(AssertUnwindSafe(|| act(n))).is_ok();
+        failed.fetch_or(!done, Relaxed);
+    };
     std::thread::scope(|scope| {
         for act in [&one as &(dyn Fn(usize) + Sync), &other] {
-            let (start, end) = (&start, &end);
+            let (start, end, tried) = (&start, &end, &tried);
             scope.spawn(move || {
                 for n in 0..TIMES {
                     start.wait();
-                    act(n);
+                    tried(&|n| act(n), n);
                     end.wait();
                 }
             });
         }
         for n in 0..TIMES {
-            prepare(n);
+            tried(&prepare, n);
             start.wait();
             end.wait();
         }
     });
+    assert!(!failed.load(Relaxed), "a thread has panicked, see above");
     assert_eq!(fs.handles_open(), 0);
 }
 
@@ -149,9 +158,9 @@ fn a_file_is_made_in_a_directory_that_changes_places() {
     meet(
         &fs,
         |_| {},
-        |_| fs.rename(ROOT, b"a", ROOT, b"b", RenameMode::Exchange).unwrap(),
+        |_| (0..4).for_each(|_| fs.rename(ROOT, b"a", ROOT, b"b", RenameMode::Exchange).unwrap()),
         |n| {
-            for dir in [a, b] {
+            for dir in [a, b, a, b, a, b] {
                 fs.release(create(&fs, dir, &format!("{}.pt", n % 40)).unwrap().1);
             }
         },
@@ -164,15 +173,13 @@ fn a_file_is_made_in_a_directory_that_changes_places() {
 fn a_file_is_closed_while_it_is_removed() {
     let disks = Disks::new();
     let fs = disks.mount([0, 1, 2], false, false);
-    let handle = parking_lot::Mutex::new(0);
+    let handles = parking_lot::Mutex::new(Vec::new());
+    let names: Vec<String> = (0..10).map(|n| format!("file{n}.pt")).collect();
     meet(
         &fs,
-        |_| *handle.lock() = create(&fs, ROOT, "file.pt").unwrap().1,
-        |_| {
-            let fh = *handle.lock();
-            fs.release(fh);
-        },
-        |_| fs.unlink(ROOT, b"file.pt").unwrap(),
+        |_| *handles.lock() = names.iter().map(|name| create(&fs, ROOT, name).unwrap().1).collect(),
+        |_| handles.lock().drain(..).for_each(|fh| fs.release(fh)),
+        |_| names.iter().for_each(|name| fs.unlink(ROOT, name.as_bytes()).unwrap()),
     );
     let kept = removed_and_open(disks.temp.path());
     assert!(kept.is_empty(), "removed, and still held open: {kept:?}");
