@@ -13,6 +13,7 @@ use crate::model::{Body, Ino, ROOT};
 use rustix::io::Errno;
 
 /// One path on one backing.
+#[derive(Debug)]
 pub(crate) struct Raw {
     pub(crate) backing: usize,
     pub(crate) is_dir: bool,

@@ -287,16 +287,22 @@ pub(crate) fn list(fs: &Fs, dir: NodeId, chunk: usize) -> kvfs::fs::Result<Vec<(
 
 /// What stays open in this process though it's removed, below `dir`. By the number of links: a path says
 /// "(deleted)" of a file too that has another name left.
-pub(crate) fn removed_and_open(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn removed_and_open(dir: &Path) -> Vec<(PathBuf, fs::FileType)> {
     let started = Instant::now();
     loop {
         let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
-        let left: Vec<PathBuf> = open
+        let left: Vec<_> = open
             .filter_map(|fd| {
+<<<<<<< HEAD
                 let path = fs::read_link(fd.path()).ok()?;
                 let gone =
                     path.starts_with(dir) && fs::metadata(fd.path()).is_ok_and(|meta| meta.nlink() == 0);
                 gone.then_some(path)
+=======
+                let path = fs::read_link(fd.path()).ok().filter(|path| path.starts_with(dir))?;
+                let meta = fs::metadata(fd.path()).ok()?;
+                (meta.nlink() == 0).then(|| (path, meta.file_type()))
+>>>>>>> wt-d
             })
             .collect();
         // An engine lets go of a file a moment after it has answered.
