@@ -2,9 +2,9 @@
 
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{PATIENCE, Question, Status, runtime_dir, socket_path};
@@ -16,6 +16,8 @@ const LONGEST: u64 = 64 << 10;
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
+    /// The socket's own number: a later mount may have got our device number, and its socket our path.
+    socket: (u64, u64),
 }
 
 impl Server {
@@ -33,6 +35,7 @@ impl Server {
         }
         let listener = UnixListener::bind(&path)?;
         fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        let socket = identity(&path)?;
         let status = Arc::new(status);
         std::thread::Builder::new().name("kvfs-control".into()).spawn(move || {
             for stream in listener.incoming() {
@@ -43,14 +46,20 @@ impl Server {
                 }
             }
         })?;
-        Ok(Server { path })
+        Ok(Server { path, socket })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if identity(&self.path).is_ok_and(|there| there == self.socket) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
 fn answer(stream: UnixStream, status: &dyn Fn() -> Status) -> io::Result<()> {

@@ -53,7 +53,8 @@ impl Disks {
     /// A filesystem on the backings in this order; `tight` keeps next to nothing open.
     pub(crate) fn mount(&self, order: [usize; BACKINGS], exclusive: bool, tight: bool) -> Fs {
         let paths: Vec<PathBuf> = order.iter().map(|n| self.dirs[*n].clone()).collect();
-        let backings = backing::prepare(&paths, &self.mount_point, MinFree::Bytes(0)).unwrap();
+        let (backings, made) = backing::prepare(&paths, &self.mount_point, MinFree::Bytes(0)).unwrap();
+        made.keep();
         let keep = if tight { 1 } else { 64 }.try_into().unwrap();
         let options =
             Options { exclusive, policy: policy_by_name("hash").unwrap(), open_dirs: keep, idle_files: keep };
@@ -293,16 +294,9 @@ pub(crate) fn removed_and_open(dir: &Path) -> Vec<(PathBuf, fs::FileType)> {
         let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
         let left: Vec<_> = open
             .filter_map(|fd| {
-<<<<<<< HEAD
-                let path = fs::read_link(fd.path()).ok()?;
-                let gone =
-                    path.starts_with(dir) && fs::metadata(fd.path()).is_ok_and(|meta| meta.nlink() == 0);
-                gone.then_some(path)
-=======
                 let path = fs::read_link(fd.path()).ok().filter(|path| path.starts_with(dir))?;
                 let meta = fs::metadata(fd.path()).ok()?;
                 (meta.nlink() == 0).then(|| (path, meta.file_type()))
->>>>>>> wt-d
             })
             .collect();
         // An engine lets go of a file a moment after it has answered.
