@@ -176,6 +176,28 @@ fn umount_takes_a_link_to_the_mount_point() {
     assert!(mount.ended().success());
 }
 
+/// A daemon that ends late takes only what is its own: the kernel gives the device number of a
+/// mount that is gone to the next one, which may be running by then.
+#[test]
+fn a_daemon_that_ends_late_leaves_the_next_mount_alone() {
+    for _ in 0..50 {
+        let lab = Lab::new();
+        let old = lab.mount(&[lab.dir("a")]).at(lab.dir("old")).start();
+        old.signal(libc::SIGSTOP);
+        nix::mount::umount(old.point()).unwrap();
+        let new = lab.mount(&[lab.dir("b")]).at(lab.dir("new")).start();
+        let same = old.minor == new.minor;
+        old.signal(libc::SIGCONT);
+        old.ended();
+        let status = new.status();
+        assert_eq!(status["pid"].as_u64(), Some(u64::from(new.pid())));
+        if same {
+            return;
+        }
+    }
+    panic!("the kernel never gave a device number again: nothing was proved");
+}
+
 #[test]
 fn backings_in_every_spelling() {
     let lab = Lab::new();

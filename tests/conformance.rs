@@ -157,14 +157,7 @@ fn fsx_off() {
 fn fio(lab: &Lab, dir: &Path, engine: &str, direct: bool, verify_only: bool) {
     let report = lab.path("fio.json");
     let mut command = Command::new("fio");
-    command.args([
-        "--name=verify",
-        "--rw=randwrite",
-        "--bsrange=4k-128k",
-        "--blockalign=4k",
-        "--size=24m",
-        "--nrfiles=6",
-    ]);
+    command.args(["--name=verify", "--rw=randwrite", "--bsrange=4k-128k", "--blockalign=4k", "--size=24m"]);
     command.args([
         "--verify=crc32c",
         "--do_verify=1",
@@ -174,7 +167,11 @@ fn fio(lab: &Lab, dir: &Path, engine: &str, direct: bool, verify_only: bool) {
     ]);
     command.args(["--iodepth=8", "--output-format=json", "--fallocate=none", "--end_fsync=1", "--thread"]);
     command.arg(format!("--ioengine={engine}")).arg(format!("--direct={}", u8::from(direct)));
-    command.arg(format!("--directory={}", dir.display())).arg(format!("--output={}", report.display()));
+    // Ranks send the files to both backings.
+    let files: Vec<String> = (0..6).map(|i| common::ranked(i, i)).collect();
+    // The directory first: fio joins them as it meets the names.
+    command.arg(format!("--directory={}", dir.display())).arg(format!("--filename={}", files.join(":")));
+    command.arg(format!("--output={}", report.display()));
     if verify_only {
         command.arg("--verify_only=1");
     }

@@ -7,6 +7,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Barrier, Mutex};
 
 use common::{Errno, FsKind, Lab, Mount, Passthrough, R, ranked, sys, tree};
@@ -378,4 +379,60 @@ fn directory_storm() {
     let bad: Vec<_> = all(seen).into_iter().filter(|e| !allowed(e)).collect();
     assert_eq!(bad, [], "errors no raw directory gives");
     settled(mount);
+}
+
+/// Files put on the backings behind the mount, while clients ask for exactly those names.
+fn behind_storm(mode: Passthrough) {
+    const FILES: usize = 600;
+    let lab = Lab::new();
+    let mount = lab.mount(&lab.dirs(3)).passthrough(mode).start();
+    let (dir, stage) = (mount.path("d"), lab.dir("stage"));
+    std::fs::create_dir(&dir).unwrap();
+    for backing in mount.backings() {
+        std::fs::create_dir_all(backing.join("d")).unwrap();
+    }
+    let (seen, next) = (Seen::default(), AtomicUsize::new(0));
+    together(THREADS, |t| {
+        let mut dice = Dice(99 + t as u64);
+        let note = |op: &'static str, e: Errno| {
+            seen.lock().unwrap().insert((op, e as i32));
+        };
+        while next.load(Relaxed) < FILES {
+            if t < 5 {
+                let i = next.fetch_add(1, Relaxed);
+                let tmp = stage.join(format!("{i}"));
+                std::fs::write(&tmp, [i as u8 | 1; 2 * BLOCK]).unwrap();
+                sys::rename(&tmp, mount.backings()[i % 3].join(format!("d/x{i}"))).unwrap();
+                continue;
+            }
+            let name = dir.join(format!("x{}", next.load(Relaxed).saturating_sub(dice.roll(4))));
+            match dice.roll(4) {
+                0 => drop(sys::lstat(&name).map_err(|e| note("stat", e))),
+                1 => drop(sys::truncate(&name, 2 * BLOCK as i64).map_err(|e| note("truncate", e))),
+                2 => drop(common::dir::list(&dir).map_err(|e| note("list", e))),
+                _ => match sys::open(&name, O_RDONLY, 0).and_then(|fd| sys::pread(&fd, 3 * BLOCK, 0)) {
+                    Ok(data) => assert!(whole(&data), "a mixed file of {} bytes", data.len()),
+                    Err(e) => note("open", e),
+                },
+            }
+        }
+    });
+    assert_eq!(unexpected(seen), [], "errors no raw directory gives");
+    let all = next.into_inner();
+    for i in 0..all {
+        assert!(whole(&std::fs::read(dir.join(format!("x{i}"))).unwrap()), "x{i}");
+    }
+    assert_eq!(common::lab::names(&dir).len(), all, "each is listed once");
+    assert_eq!(mount.status()["index"]["files"].as_u64(), Some(all as u64));
+    settled(mount);
+}
+
+#[test]
+fn behind_storm_auto() {
+    behind_storm(Passthrough::Auto);
+}
+
+#[test]
+fn behind_storm_off() {
+    behind_storm(Passthrough::Off);
 }

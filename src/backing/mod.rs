@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::index::Slot;
 pub use marker::{MARKER, Marker, MarkerError, RESERVED_PREFIX, is_reserved};
-pub use setup::{SetupError, prepare};
+pub use setup::{Made, SetupError, prepare};
 pub use space::{MinFree, Room, Space};
 
 /// Whether the kernel passes a backing's data through, and if not, why.
@@ -77,6 +77,13 @@ impl Backing {
     /// Decides it. The first word counts.
     pub fn set_passthrough(&self, state: Passthrough) {
         let _ = self.passthrough.set(state);
+    }
+
+    /// Whether the drive answers: a read of the marker, which a file system that was shut down refuses even
+    /// where `statfs` and `stat` still work.
+    pub fn probe(&self) -> io::Result<()> {
+        rustix::io::pread(self.probe_file(), &mut [0u8; 1], 0)?;
+        Ok(())
     }
 
     /// Whether new files may be put here.

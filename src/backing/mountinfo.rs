@@ -34,6 +34,20 @@ pub fn mounted_at(point: &Path) -> io::Result<Option<Mount>> {
     Ok(mounts()?.into_iter().rev().find(|mount| mount.point == point))
 }
 
+/// The mount that somebody means by `path`: at that place, or where a symbolic link leads. Looks at the place
+/// itself only when nothing is mounted at the path as it's written.
+pub fn named(path: &Path) -> io::Result<Option<Mount>> {
+    let absolute = std::path::absolute(path)?;
+    let place = match (absolute.parent().map(std::fs::canonicalize), absolute.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => absolute,
+    };
+    match mounted_at(&place)? {
+        None => place.canonicalize().map_or(Ok(None), |real| mounted_at(&real)),
+        found => Ok(found),
+    }
+}
+
 /// The mount that `path` (absolute, without symbolic links) is in, and the path inside that file system.
 pub fn inside(path: &Path) -> io::Result<Option<(Mount, PathBuf)>> {
     let deepest = mounts()?

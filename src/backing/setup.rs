@@ -63,9 +63,9 @@ pub enum SetupError {
     Io(PathBuf, io::Error),
 }
 
-/// What a failed setup takes back.
-#[derive(Default)]
-struct Made {
+/// What preparing the backings has made. Dropped, it's taken back; a mount that succeeds keeps it.
+#[derive(Debug, Default)]
+pub struct Made {
     dirs: Vec<PathBuf>,
     markers: Vec<PathBuf>,
 }
@@ -83,14 +83,18 @@ impl Drop for Made {
 
 impl Made {
     /// All went well: nothing is taken back.
-    fn keep(mut self) {
+    pub fn keep(mut self) {
         self.dirs.clear();
         self.markers.clear();
     }
 }
 
 /// Makes the backings ready, in the order given. `mount_point` is an absolute path without symbolic links.
-pub fn prepare(paths: &[PathBuf], mount_point: &Path, min_free: MinFree) -> Result<Vec<Backing>, SetupError> {
+pub fn prepare(
+    paths: &[PathBuf],
+    mount_point: &Path,
+    min_free: MinFree,
+) -> Result<(Vec<Backing>, Made), SetupError> {
     if paths.is_empty() {
         return Err(SetupError::None);
     }
@@ -121,8 +125,7 @@ pub fn prepare(paths: &[PathBuf], mount_point: &Path, min_free: MinFree) -> Resu
         }
         backings.push(backing);
     }
-    made.keep();
-    Ok(backings)
+    Ok((backings, made))
 }
 
 /// The path made absolute, with the part of it that exists freed from symbolic links and dots.
@@ -290,7 +293,10 @@ mod tests {
         let point = root.join("mnt");
         let _ = fs::create_dir(&point);
         let paths: Vec<PathBuf> = backings.iter().map(|b| root.join(b)).collect();
-        prepare(&paths, &point, MinFree::Default)
+        prepare(&paths, &point, MinFree::Default).map(|(backings, made)| {
+            made.keep();
+            backings
+        })
     }
 
     #[test]
@@ -334,6 +340,16 @@ mod tests {
         fs::copy(tmp.path().join("one/.kvfs-backing"), tmp.path().join("two/.kvfs-backing")).unwrap();
         assert!(matches!(setup(tmp.path(), &["one", "two"]), Err(SetupError::SameIdentity(..))));
         drop(setup(tmp.path(), &["one"]).unwrap());
+    }
+
+    #[test]
+    fn a_mount_that_fails_later_leaves_nothing_either() {
+        let tmp = tempfile::tempdir().unwrap();
+        let paths = [tmp.path().join("new/backing"), tmp.path().join("old")];
+        fs::create_dir(&paths[1]).unwrap();
+        fs::create_dir(tmp.path().join("mnt")).unwrap();
+        drop(prepare(&paths, &tmp.path().join("mnt"), MinFree::Default).unwrap());
+        assert!(!tmp.path().join("new").exists() && fs::read_dir(&paths[1]).unwrap().next().is_none());
     }
 
     #[test]

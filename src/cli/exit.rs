@@ -53,6 +53,16 @@ impl Failure {
     }
 }
 
+/// The status of a command line that clap doesn't take (or that asks for help).
+pub(super) fn of_usage(e: &clap::Error) -> u8 {
+    use clap::error::ErrorKind;
+    match e.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => 41,
+        _ => 2,
+    }
+}
+
 /// An error that has an exit status.
 pub trait ExitStatus {
     /// The status.

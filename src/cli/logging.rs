@@ -16,9 +16,19 @@ use crate::config::LogTo;
 /// The journal's socket (sd_journal(3)).
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
-/// Where a mount in the background logs to when nobody said: the journal, where there is one.
-pub(super) fn default_in_background() -> LogTo {
-    if Path::new(JOURNAL).exists() { LogTo::Journal } else { LogTo::File("/var/log/kvfs.log".into()) }
+/// Where a mount in the background logs to when nobody said: the journal, where there is one; else root's to
+/// `/var/log`, and a user's beside the control socket.
+pub(super) fn default_in_background() -> Result<LogTo, Failure> {
+    if Path::new(JOURNAL).exists() {
+        return Ok(LogTo::Journal);
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(LogTo::File("/var/log/kvfs.log".into()));
+    }
+    let dir = crate::control::runtime_dir().map_err(|e| {
+        Failure::other(format!("there is no place for the log ({e}); name one with --log FILE"))
+    })?;
+    Ok(LogTo::File(dir.join("kvfs.log")))
 }
 
 /// For people.

@@ -60,8 +60,8 @@ pub(super) struct MountArgs {
     #[arg(long, value_name = "SIZE")]
     min_free: Option<String>,
 
-    /// Threads that answer the kernel [default: one per core, 2 to 8]
-    #[arg(long, value_name = "N")]
+    /// Threads that answer the kernel, 1 to 64 [default: one per core, 2 to 8]
+    #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<NonZeroUsize>,
 
     /// Let other users in, for a mount by an ordinary user (needs user_allow_other in /etc/fuse.conf); root's
@@ -104,7 +104,7 @@ pub(super) fn run(args: &MountArgs) -> Result<(), Failure> {
         (Some(LogTo::File(path)), _) => LogTo::File(std::path::absolute(path).unwrap_or(path.clone())),
         (Some(log), _) => log.clone(),
         (None, true) => LogTo::Stderr,
-        (None, false) => logging::default_in_background(),
+        (None, false) => logging::default_in_background()?,
     };
     if args.foreground {
         return serve(&config, &log, &mut Parent::none());
@@ -139,7 +139,7 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block().map_err(Failure::other)?;
 
-    let backings = backing::prepare(&config.backings, &config.mount_point, config.min_free)?;
+    let (backings, made) = backing::prepare(&config.backings, &config.mount_point, config.min_free)?;
     logging::start(log)?;
     // Before any thread, and after what is the operator's own: backings and log have the operator's umask.
     crate::fs::prepare_process();
@@ -151,9 +151,9 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
         idle_files: share_of(limit, 8, 4096),
     };
     let fs = Arc::new(Fs::new(backings, options, engine, show_progress()).map_err(Failure::other)?);
-    tell_scan(&fs);
-
     let session = Session::start(&fs, config)?;
+    made.keep();
+    tell_scan(&fs);
     fs.set_invalidator(session.invalidator());
     let mounted = session.mounted();
     let about = About {
@@ -205,6 +205,13 @@ fn raise_file_limit() -> u64 {
         .into_iter()
         .find(|limit| setrlimit(Resource::RLIMIT_NOFILE, *limit, *limit).is_ok())
         .unwrap_or(soft)
+}
+
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    match text.parse() {
+        Ok(n @ 1..=64) => NonZeroUsize::new(n).ok_or_else(String::new),
+        _ => Err("a number from 1 to 64".into()),
+    }
 }
 
 fn share_of(limit: u64, part: u64, most: u64) -> NonZeroUsize {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::Failure;
-use crate::backing::mountinfo::{Mount, mounts};
+use crate::backing::mountinfo::{Mount, mounts, named};
 use crate::control::{Question, Status, ask};
 use crate::fuse::FS_TYPE;
 
@@ -57,16 +57,11 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
 }
 
 fn chosen(point: Option<&PathBuf>) -> Result<Vec<Mount>, Failure> {
-    let all = mounts().map_err(Failure::other)?;
-    let ours: Vec<Mount> = all.into_iter().filter(|mount| mount.fs_type == FS_TYPE).collect();
-    let Some(point) = point else { return Ok(ours) };
-    let absolute = std::path::absolute(point).unwrap_or(point.clone());
-    let real = match (absolute.parent().map(std::fs::canonicalize), absolute.file_name()) {
-        (Some(Ok(parent)), Some(name)) => parent.join(name),
-        _ => absolute,
+    let ours = |mount: &Mount| mount.fs_type == FS_TYPE;
+    let Some(point) = point else {
+        return Ok(mounts().map_err(Failure::other)?.into_iter().filter(ours).collect());
     };
-    // Of several at one place the topmost.
-    match ours.into_iter().rev().find(|mount| mount.point == real) {
+    match named(point).map_err(Failure::other)?.filter(ours) {
         Some(mount) => Ok(vec![mount]),
         None => Err(Failure {
             status: 50,

@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Failure;
-use crate::backing::mountinfo::mounted_at;
+use crate::backing::mountinfo::named;
 use crate::control::{Question, ask};
 use crate::fuse::{UnmountError, unmount};
 
@@ -26,20 +26,15 @@ pub(super) struct UmountArgs {
 }
 
 pub(super) fn run(args: &UmountArgs) -> Result<(), Failure> {
-    // By its parent: the mount itself may hang.
-    let point = std::path::absolute(&args.mount_point).unwrap_or(args.mount_point.clone());
-    let point = match (point.parent().map(std::fs::canonicalize), point.file_name()) {
-        (Some(Ok(parent)), Some(name)) => parent.join(name),
-        _ => point,
+    let Ok(Some(mount)) = named(&args.mount_point) else {
+        return Err(UnmountError::NotMounted(args.mount_point.clone()).into());
     };
-    let Ok(Some(mount)) = mounted_at(&point) else {
-        return Err(UnmountError::NotMounted(point).into());
-    };
+    let point = &mount.point;
     let daemon = ask(mount.device, Question::Status)
         .ok()
         .and_then(|status| Pid::from_raw(status.pid as i32))
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    unmount(&point, args.lazy)?;
+    unmount(point, args.lazy)?;
     if let Some(daemon) = daemon
         && !args.lazy
     {

@@ -41,6 +41,19 @@ fn socket_dir() -> PathBuf {
     }
 }
 
+/// The directory of the caller's own sockets, made if it isn't there; nobody else may look into it.
+pub fn runtime_dir() -> io::Result<PathBuf> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    let dir = socket_dir();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+    let meta = std::fs::symlink_metadata(&dir)?;
+    // In a directory that all may write, another user may have been first.
+    if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other(format!("{} belongs to another user", dir.display())));
+    }
+    Ok(dir)
+}
+
 fn socket_path(device: (u32, u32)) -> PathBuf {
     socket_dir().join(format!("{}:{}.sock", device.0, device.1))
 }

@@ -1,13 +1,13 @@
 //! The daemon's end of the control socket.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{PATIENCE, Question, Status, socket_dir, socket_path};
+use super::{PATIENCE, Question, Status, runtime_dir, socket_path};
 
 /// A longer question is none of ours.
 const LONGEST: u64 = 64 << 10;
@@ -16,6 +16,8 @@ const LONGEST: u64 = 64 << 10;
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
+    /// The socket's own number: a later mount may have got our device number, and its socket our path.
+    socket: (u64, u64),
 }
 
 impl Server {
@@ -24,7 +26,7 @@ impl Server {
         device: (u32, u32),
         status: impl Fn() -> Status + Send + Sync + 'static,
     ) -> io::Result<Server> {
-        DirBuilder::new().recursive(true).mode(0o700).create(socket_dir())?;
+        runtime_dir()?;
         let path = socket_path(device);
         // One that a daemon that was killed has left: the kernel has given its number to us.
         match fs::remove_file(&path) {
@@ -33,6 +35,7 @@ impl Server {
         }
         let listener = UnixListener::bind(&path)?;
         fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        let socket = identity(&path)?;
         let status = Arc::new(status);
         std::thread::Builder::new().name("kvfs-control".into()).spawn(move || {
             for stream in listener.incoming() {
@@ -43,14 +46,20 @@ impl Server {
                 }
             }
         })?;
-        Ok(Server { path })
+        Ok(Server { path, socket })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if identity(&self.path).is_ok_and(|there| there == self.socket) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
 fn answer(stream: UnixStream, status: &dyn Fn() -> Status) -> io::Result<()> {

@@ -164,7 +164,7 @@ fn overall(backings: &[BackingStatus]) -> PassthroughStatus {
 }
 
 fn backing(backing: &Backing, files: u64) -> BackingStatus {
-    let room = backing.space.room(backing.root());
+    let room = backing.probe().and_then(|()| backing.space.room(backing.root()));
     let state = match &room {
         Err(_) => "failed",
         Ok(_) if !backing.takes_new_files() => "full",

@@ -9,7 +9,7 @@ use std::io;
 use rustix::io::Errno;
 use tracing::Level;
 
-use crate::index::{Full, Slot};
+use crate::index::{AddError, Slot};
 
 /// An errno, with the backing that gave it if one did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,8 +76,11 @@ impl From<io::Error> for Error {
     }
 }
 
-impl From<Full> for Error {
-    fn from(_: Full) -> Error {
-        Errno::NOSPC.into()
+impl From<AddError> for Error {
+    fn from(e: AddError) -> Error {
+        match e {
+            AddError::Full => Errno::NOSPC.into(),
+            AddError::DirGone => Errno::NOENT.into(),
+        }
     }
 }

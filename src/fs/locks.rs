@@ -2,8 +2,8 @@
 //!
 //! What always holds: whoever changes what a name stands for (on disk and then in the index) holds that
 //! name's lock meanwhile, and no other: a drive that hangs keeps only the names waiting that are on it. Two
-//! names are locked in a fixed order; while one is held, only the locks of directories above it may be waited
-//! for (`dirs`), whose holders never wait for anything below.
+//! names are locked in a fixed order; while a name is held, only those of directories above it may be waited
+//! for (`make`, `lookup`), whose holders never wait for a name below.
 //!
 //! The kernel's own directory locks keep two clients apart already; these keep the daemon's own work
 //! (probing, making directories on another backing) apart from clients'.

@@ -3,6 +3,8 @@
 //! What always holds: a name that is in the index and no longer on its backing is dropped from the index, and
 //! looked for again; a miss is an answer only after every backing was asked (unless the mount is exclusive).
 
+use std::os::fd::AsFd;
+
 use rustix::fs::Statx;
 use rustix::io::Errno;
 
@@ -173,7 +175,7 @@ impl Fs {
         if !self.index.read().is_remembered(entry) {
             let mut index = self.index.write();
             // It may have gone meanwhile, and its number be another's.
-            if index.is_live(entry, file) {
+            if index.live(entry) == Some(What::File(file)) {
                 index.remember(entry);
             }
         }
@@ -248,27 +250,37 @@ impl Fs {
             return self.dir_fd(slot, dir).ok();
         }
         self.backing(slot).open_dir(&path).ok()?;
-        {
-            // The backing has it: from now on it's part of the merged one. So are those above it.
-            let mut index = self.index.write();
-            if index.path(dir) != path {
-                return None;
-            }
-            let mut at = dir;
-            while let Some(slots) = index.slots(at) {
-                if slots.has(slot) {
-                    break;
-                }
-                index.set_slots(at, slots.with(slot));
-                at = index.parent(at);
-            }
-        }
+        self.join_dir(slot, dir)?;
         self.dir_fd(slot, dir).ok()
+    }
+
+    /// A backing turned out to have a known directory: from now on it's part of the merged one, as are those
+    /// above it. `None` if it was moved meanwhile.
+    fn join_dir(&self, slot: Slot, dir: DirId) -> Option<()> {
+        let (parent, name) = {
+            let index = self.index.read();
+            if index.slots(dir)?.has(slot) {
+                return Some(());
+            }
+            let (parent, name) = index.dir_place(dir)?;
+            (parent, name.to_vec())
+        };
+        self.join_dir(slot, parent)?;
+        let above = self.dir_fd(slot, parent).ok()?;
+        // A rename or removal of the directory takes this lock too.
+        let _lock = self.locks.lock(parent, &name);
+        open_dir_below(above.as_fd(), &name).ok()?;
+        let mut index = self.index.write();
+        if index.dir_place(dir) != Some((parent, &name)) {
+            return None;
+        }
+        let slots = index.slots(dir)?;
+        index.set_slots(dir, slots.with(slot));
+        Some(())
     }
 
     /// Takes a directory with all that is below it into the index.
     fn adopt_dir(&self, dir: DirId, name: &[u8], slot: Slot, parent: &DirFd) -> Result<()> {
-        use std::os::fd::AsFd;
         let Ok(root) = open_dir_below(parent.as_fd(), name) else { return Ok(()) };
         let source = crate::index::Source {
             root: root.as_fd(),
@@ -288,7 +300,35 @@ impl Fs {
                 What::File(_) => return Ok(()),
             },
         };
-        merge_subtree(&mut index, id, &source, subtree)?;
+        let (_, duplicates) = merge_subtree(&mut index, id, &source, subtree)?;
+        drop(index);
+        duplicates.into_iter().for_each(|(entry, file)| self.prefer_newer(entry, file));
         Ok(())
+    }
+
+    /// Lets a copy that appeared be the file if it's newer, and no client knows the one that is.
+    fn prefer_newer(&self, entry: EntryId, copy: FileRef) {
+        let place = {
+            let index = self.index.read();
+            match index.live(entry) {
+                Some(What::File(file)) if !index.is_remembered(entry) => {
+                    let (dir, name) = index.place(entry);
+                    Some((dir, name.to_vec(), file))
+                }
+                _ => None,
+            }
+        };
+        let Some((dir, name, file)) = place else { return };
+        let ctime = |file: FileRef| self.stat_entry(dir, &name, file).map(|(attr, _)| attr.ctime);
+        if let (Ok(old), Ok(new)) = (ctime(file), ctime(copy))
+            && new > old
+        {
+            let mut index = self.index.write();
+            if index.live(entry) == Some(What::File(file)) && !index.is_remembered(entry) {
+                let shadows = index.shadows(entry);
+                index.retarget(entry, copy);
+                index.set_shadows(entry, shadows.without(copy.slot).with(file.slot));
+            }
+        }
     }
 }

@@ -178,7 +178,7 @@ impl Fs {
     }
 
     fn dir_fd(&self, slot: Slot, dir: DirId) -> Result<DirFd> {
-        self.dirs.get(&self.index, &self.locks, slot, dir)
+        self.dirs.get(&self.index, slot, dir)
     }
 
     /// All backings as placement sees them, with whether each takes new files now.

@@ -303,11 +303,21 @@ impl Fs {
         let node = handle.node.clone();
         drop(handle);
         // A file without a name is not kept.
-        let keep = match node.node.node() {
+        let keep = self.has_name(node.node);
+        let id = node.node;
+        self.open.give_back(node, keep);
+        // It may have been removed since it was looked for: then either this or the removal finds it.
+        if keep && !self.has_name(id) {
+            self.open.forget_idle(id);
+        }
+    }
+
+    /// Whether the index has a name of the file that the kernel knows.
+    fn has_name(&self, node: NodeId) -> bool {
+        match node.node() {
             Some(Node::File(slot, ino)) => self.index.read().find_known(slot, ino),
             _ => false,
-        };
-        self.open.give_back(node, keep);
+        }
     }
 
     /// Handles open now.

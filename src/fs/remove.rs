@@ -3,13 +3,39 @@
 //! What always holds: with a name go all its copies, the shadows first: none of them comes back as the file
 //! at a later mount.
 
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::attr::stat_fd;
-use super::{Attr, Error, Fs, NodeId, Result, check_name};
+use super::{Attr, DirFd, Error, Fs, NodeId, Result, check_name};
 use crate::backing::is_reserved;
 use crate::index::{DirId, Slot, SlotSet, What};
+
+/// Removes a directory that is empty but for kvfs's own files, which no client sees.
+fn remove_dir(parent: &DirFd, name: &[u8]) -> std::result::Result<(), Errno> {
+    let remove = || rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
+    match remove() {
+        // XFS says EEXIST.
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        result => return result,
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+    let mut ours = Vec::new();
+    let mut buffer = Vec::with_capacity(8192);
+    let mut dents = RawDir::new(&dir, buffer.spare_capacity_mut());
+    while let Some(entry) = dents.next() {
+        match entry?.file_name().to_bytes() {
+            b"." | b".." => {}
+            name if is_reserved(name) => ours.push(name.to_vec()),
+            _ => return Err(Errno::NOTEMPTY),
+        }
+    }
+    for name in ours {
+        rustix::fs::unlinkat(&dir, name, AtFlags::empty())?;
+    }
+    remove()
+}
 
 impl Fs {
     /// Removes a file's name.
@@ -70,9 +96,8 @@ impl Fs {
     /// merged directory.
     pub(super) fn remove_dir_on(&self, parent: DirId, name: &[u8], id: DirId, slots: SlotSet) -> Result<()> {
         for slot in slots.iter() {
-            let removed = self
-                .dir_fd(slot, parent)
-                .and_then(|fd| rustix::fs::unlinkat(&fd, name, AtFlags::REMOVEDIR).map_err(Error::on(slot)));
+            let removed =
+                self.dir_fd(slot, parent).and_then(|fd| remove_dir(&fd, name).map_err(Error::on(slot)));
             match removed {
                 Ok(()) => {}
                 Err(e) if e.errno() == Errno::NOENT => {}

@@ -8,7 +8,7 @@
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Error, Fs, NodeId, Result, check_name, check_new_name};
+use super::{Attr, DirFd, Error, Fs, NodeId, Result, check_name, check_new_name};
 use crate::backing::is_reserved;
 use crate::index::{DirId, EntryId, FileRef, Slot, SlotSet, What};
 
@@ -26,12 +26,38 @@ pub enum RenameMode {
 /// A name in a directory.
 type Name<'a> = (DirId, &'a [u8]);
 
-/// A name, and what it stands for with what shadows.
+/// A name, what it stands for, on which backings, and its shadows.
 #[derive(Clone, Copy, PartialEq)]
 struct Side {
     entry: EntryId,
     what: What,
+    slots: SlotSet,
     shadows: SlotSet,
+}
+
+/// Two names, with their directories open on the backings that matter.
+struct Names<'a> {
+    from: Name<'a>,
+    to: Name<'a>,
+    dirs: Vec<(Slot, DirFd, DirFd)>,
+}
+
+impl Names<'_> {
+    fn rename(&self, slot: Slot, flags: RenameFlags) -> Result<()> {
+        let (from, to) = self.dirs(slot)?;
+        rustix::fs::renameat_with(from, self.from.1, to, self.to.1, flags).map_err(Error::on(slot))
+    }
+
+    fn rename_back(&self, slot: Slot) -> Result<()> {
+        let (from, to) = self.dirs(slot)?;
+        rustix::fs::renameat_with(to, self.to.1, from, self.from.1, RenameFlags::NOREPLACE)
+            .map_err(Error::on(slot))
+    }
+
+    fn dirs(&self, slot: Slot) -> Result<(&DirFd, &DirFd)> {
+        let found = self.dirs.iter().find(|(at, ..)| *at == slot);
+        found.map(|(_, from, to)| (from, to)).ok_or_else(|| Errno::NOENT.into())
+    }
 }
 
 impl Fs {
@@ -52,14 +78,18 @@ impl Fs {
             return Err(Errno::NOENT.into());
         }
         loop {
-            // The directories have to be there before the names are locked; then look again.
+            // The directories have to be there and open before the names are locked; then look again.
             let (source, target) = self.sides(from, to)?;
-            let (to_slots, from_slots) = self.slots_needed(&source, target.as_ref(), mode);
-            for slot in to_slots.iter() {
-                self.ensure_dir(slot, to.0)?;
-            }
-            for slot in from_slots.iter() {
-                self.ensure_dir(slot, from.0)?;
+            let back = match (mode, &target) {
+                (RenameMode::Exchange, Some(target)) => target.slots,
+                _ => SlotSet::EMPTY,
+            };
+            let mut names = Names { from, to, dirs: Vec::new() };
+            for slot in source.slots.union(back).iter() {
+                let to_fd = self.ensure_dir(slot, to.0)?;
+                let from_fd =
+                    if back.has(slot) { self.ensure_dir(slot, from.0)? } else { self.dir_fd(slot, from.0)? };
+                names.dirs.push((slot, from_fd, to_fd));
             }
             let _lock = self.locks.lock_two(from, to);
             if self.sides(from, to)? != (source, target) {
@@ -68,11 +98,11 @@ impl Fs {
             return match (mode, target) {
                 (RenameMode::NoReplace, Some(_)) => Err(Errno::EXIST.into()),
                 (RenameMode::Exchange, None) => Err(Errno::NOENT.into()),
-                (RenameMode::Exchange, Some(target)) => self.exchange(from, source, to, target),
+                (RenameMode::Exchange, Some(target)) => self.exchange(&names, source, target),
                 _ if from == to => Ok(()),
                 _ => match source.what {
-                    What::File(file) => self.rename_file(from, source, file, to, target),
-                    What::Dir(dir) => self.rename_dir(from, source, dir, to, target),
+                    What::File(file) => self.rename_file(&names, source, file, target),
+                    What::Dir(dir) => self.rename_dir(&names, source, dir, target),
                 },
             };
         }
@@ -81,35 +111,25 @@ impl Fs {
     fn sides(&self, from: Name<'_>, to: Name<'_>) -> Result<(Side, Option<Side>)> {
         let index = self.index.read();
         let side = |(dir, name): Name<'_>| {
-            index.find(dir, name).map(|(entry, what)| Side { entry, what, shadows: index.shadows(entry) })
+            index.find(dir, name).map(|(entry, what)| {
+                let slots = match what {
+                    What::File(file) => SlotSet::one(file.slot),
+                    What::Dir(dir) => index.slots(dir).unwrap_or_default(),
+                };
+                Side { entry, what, slots, shadows: index.shadows(entry) }
+            })
         };
         Ok((side(from).ok_or(Errno::NOENT)?, side(to)))
     }
 
-    /// The backings on which the new directory, and for an exchange the old one, must be.
-    fn slots_needed(&self, source: &Side, target: Option<&Side>, mode: RenameMode) -> (SlotSet, SlotSet) {
-        let back = match (mode, target) {
-            (RenameMode::Exchange, Some(target)) => self.slots_of(target.what),
-            _ => SlotSet::EMPTY,
-        };
-        (self.slots_of(source.what), back)
-    }
-
-    fn slots_of(&self, what: What) -> SlotSet {
-        match what {
-            What::File(file) => SlotSet::one(file.slot),
-            What::Dir(dir) => self.index.read().slots(dir).unwrap_or_default(),
-        }
-    }
-
     fn rename_file(
         &self,
-        from: Name<'_>,
+        names: &Names<'_>,
         source: Side,
         file: FileRef,
-        to: Name<'_>,
         target: Option<Side>,
     ) -> Result<()> {
+        let (from, to) = (names.from, names.to);
         let replaced = match target.map(|t| (t, t.what)) {
             Some((_, What::Dir(_))) => return Err(Errno::ISDIR.into()),
             // Two names of one file: POSIX has rename do nothing.
@@ -118,7 +138,7 @@ impl Fs {
             None => None,
         };
         self.remove_copies(from.0, from.1, source.shadows)?;
-        self.rename_on(file.slot, from, to, RenameFlags::empty())?;
+        names.rename(file.slot, RenameFlags::empty())?;
 
         // From here on the new name is the file. What stays behind of the old one is a shadow.
         let mut left = SlotSet::EMPTY;
@@ -144,70 +164,73 @@ impl Fs {
         Ok(())
     }
 
-    fn rename_dir(
-        &self,
-        from: Name<'_>,
-        source: Side,
-        dir: DirId,
-        to: Name<'_>,
-        target: Option<Side>,
-    ) -> Result<()> {
-        let slots = self.slots_of(source.what);
-        let replaced = match target.map(|t| (t.entry, t.what)) {
+    fn rename_dir(&self, names: &Names<'_>, source: Side, dir: DirId, target: Option<Side>) -> Result<()> {
+        let to = names.to;
+        let replaced = match target.map(|t| (t, t.what)) {
             Some((_, What::File(_))) => return Err(Errno::NOTDIR.into()),
-            Some((entry, What::Dir(other))) => {
+            Some((target, What::Dir(other))) => {
                 if !self.index.read().is_empty(other) {
                     return Err(Errno::NOTEMPTY.into());
                 }
-                Some((entry, other, self.slots_of(What::Dir(other)), self.stat_dir(other).ok()))
+                Some((target, other, self.stat_dir(other).ok()))
             }
             None => None,
         };
         if self.index.read().is_within(to.0, dir) {
             return Err(Errno::INVAL.into());
         }
-        if let Some((_, other, other_slots, last)) = replaced {
-            // Empty to clients; each backing has to agree before anything is renamed over it.
-            self.remove_dir_on(to.0, to.1, other, other_slots)
+        if let Some((target, other, last)) = replaced {
+            // Empty to clients; each backing has to agree before anything takes its place.
+            self.remove_dir_on(to.0, to.1, other, target.slots)
                 .inspect_err(|_| self.restore_dir(to, other, last))?;
         }
-        let mut done = Vec::new();
-        for slot in slots.iter() {
-            match self.rename_on(slot, from, to, RenameFlags::NOREPLACE) {
-                Ok(()) => done.push(slot),
+        let changing = self.dirs.changing(source.slots);
+        let mut done = SlotSet::EMPTY;
+        let mut failed = Error::from(Errno::NOENT);
+        for slot in source.slots.iter() {
+            match names.rename(slot, RenameFlags::NOREPLACE) {
+                Ok(()) => done = done.with(slot),
                 // This backing has lost it behind the mount's back.
-                Err(e) if e.errno() == Errno::NOENT && slots.len() > 1 => {}
+                Err(e) if e.errno() == Errno::NOENT && !is_there(names, slot) => {}
                 Err(e) => {
-                    for slot in done {
-                        if let Err(e) = self.rename_on(slot, to, from, RenameFlags::NOREPLACE) {
-                            tracing::error!(
-                                "a directory half renamed could not be put back on backing {}: {e}",
-                                slot.0
-                            );
-                        }
-                    }
-                    if let Some((_, other, _, last)) = replaced {
-                        self.restore_dir(to, other, last);
-                    }
-                    return Err(e);
+                    failed = e;
+                    self.put_back(names, done);
+                    done = SlotSet::EMPTY;
+                    break;
                 }
             }
         }
+        if done.is_empty() {
+            drop(changing);
+            if let Some((_, other, last)) = replaced {
+                self.restore_dir(to, other, last);
+            }
+            return Err(failed);
+        }
         let mut index = self.index.write();
-        if let Some((entry, ..)) = replaced {
-            index.remove(entry);
+        if let Some((target, ..)) = replaced {
+            index.remove(target.entry);
         }
         index.rename(source.entry, to.0, to.1)?;
-        index.set_slots(dir, done.into_iter().collect());
+        index.set_slots(dir, done);
         drop(index);
-        if let Some((_, other, other_slots, last)) = replaced {
-            self.dir_is_gone(other, other_slots, last);
+        drop(changing);
+        if let Some((target, other, last)) = replaced {
+            self.dir_is_gone(other, target.slots, last);
         }
         Ok(())
     }
 
+    fn put_back(&self, names: &Names<'_>, slots: SlotSet) {
+        for slot in slots.iter() {
+            if let Err(e) = names.rename_back(slot) {
+                tracing::error!("a directory half renamed could not be put back on backing {}: {e}", slot.0);
+            }
+        }
+    }
+
     /// Puts an empty directory that was taken away back on a backing, if no backing has it any more.
-    fn restore_dir(&self, place: Name<'_>, dir: DirId, last: Option<super::Attr>) {
+    fn restore_dir(&self, place: Name<'_>, dir: DirId, last: Option<Attr>) {
         let Some(slots) = self.index.read().slots(dir) else { return };
         if slots.iter().any(|slot| self.stat_dir_on(slot, dir).is_ok()) {
             return;
@@ -223,12 +246,8 @@ impl Fs {
         }
     }
 
-    fn rename_on(&self, slot: Slot, from: Name<'_>, to: Name<'_>, flags: RenameFlags) -> Result<()> {
-        let (old, new) = (self.dir_fd(slot, from.0)?, self.dir_fd(slot, to.0)?);
-        rustix::fs::renameat_with(&old, from.1, &new, to.1, flags).map_err(Error::on(slot))
-    }
-
-    fn exchange(&self, from: Name<'_>, source: Side, to: Name<'_>, target: Side) -> Result<()> {
+    fn exchange(&self, names: &Names<'_>, source: Side, target: Side) -> Result<()> {
+        let (from, to) = (names.from, names.to);
         if source.entry == target.entry {
             return Ok(());
         }
@@ -241,11 +260,11 @@ impl Fs {
         }
         self.remove_copies(from.0, from.1, source.shadows)?;
         self.remove_copies(to.0, to.1, target.shadows)?;
+        let has_dir = [source.what, target.what].iter().any(|what| matches!(what, What::Dir(_)));
+        let _changing = has_dir.then(|| self.dirs.changing(source.slots.union(target.slots)));
         match (source.what, target.what) {
-            (What::File(a), What::File(b)) if a.slot != b.slot => {
-                self.exchange_files(from, a.slot, to, b.slot)?
-            }
-            _ => self.exchange_on_each(from, self.slots_of(source.what), to, self.slots_of(target.what))?,
+            (What::File(a), What::File(b)) if a.slot != b.slot => exchange_files(names, a.slot, b.slot)?,
+            _ => exchange_on_each(names, source.slots, target.slots)?,
         }
         let mut index = self.index.write();
         index.exchange(source.entry, target.entry);
@@ -253,51 +272,43 @@ impl Fs {
         index.set_shadows(target.entry, SlotSet::EMPTY);
         Ok(())
     }
+}
 
-    /// Two files on two backings: at every moment each name has a file on some backing.
-    fn exchange_files(&self, from: Name<'_>, a: Slot, to: Name<'_>, b: Slot) -> Result<()> {
-        let (from_a, to_a) = (self.dir_fd(a, from.0)?, self.dir_fd(a, to.0)?);
-        rustix::fs::linkat(&from_a, from.1, &to_a, to.1, AtFlags::empty()).map_err(Error::on(a))?;
-        if let Err(e) = self.rename_on(b, to, from, RenameFlags::NOREPLACE) {
-            let _ = rustix::fs::unlinkat(&to_a, to.1, AtFlags::empty());
+/// Whether the old name is on the backing.
+fn is_there(names: &Names<'_>, slot: Slot) -> bool {
+    names.dirs(slot).is_ok_and(|(from, _)| super::attr::stat_at(from, names.from.1).is_ok())
+}
+
+/// Two files on two backings: at every moment each name has a file on some backing.
+fn exchange_files(names: &Names<'_>, a: Slot, b: Slot) -> Result<()> {
+    let (from, to) = names.dirs(a)?;
+    rustix::fs::linkat(from, names.from.1, to, names.to.1, AtFlags::empty()).map_err(Error::on(a))?;
+    if let Err(e) = names.rename_back(b) {
+        // What was done is undone; if even that fails, a shadow stays.
+        let _ = rustix::fs::unlinkat(to, names.to.1, AtFlags::empty());
+        return Err(e);
+    }
+    rustix::fs::unlinkat(from, names.from.1, AtFlags::empty()).map_err(Error::on(a))
+}
+
+/// On each backing what is there of the two changes places.
+fn exchange_on_each(names: &Names<'_>, from: SlotSet, to: SlotSet) -> Result<()> {
+    let swap = |slot: Slot, forwards: bool| match (from.has(slot), to.has(slot)) {
+        (true, true) => names.rename(slot, RenameFlags::EXCHANGE),
+        (has, _) if has == forwards => names.rename(slot, RenameFlags::NOREPLACE),
+        _ => names.rename_back(slot),
+    };
+    let mut done = Vec::new();
+    for slot in from.union(to).iter() {
+        if let Err(e) = swap(slot, true) {
+            for slot in done {
+                if let Err(e) = swap(slot, false) {
+                    tracing::error!("names half exchanged could not be put back on backing {}: {e}", slot.0);
+                }
+            }
             return Err(e);
         }
-        rustix::fs::unlinkat(&from_a, from.1, AtFlags::empty()).map_err(Error::on(a))
+        done.push(slot);
     }
-
-    /// On each backing what is there of the two changes places.
-    fn exchange_on_each(
-        &self,
-        from: Name<'_>,
-        from_slots: SlotSet,
-        to: Name<'_>,
-        to_slots: SlotSet,
-    ) -> Result<()> {
-        let swap = |slot: Slot| match (from_slots.has(slot), to_slots.has(slot)) {
-            (true, true) => self.rename_on(slot, from, to, RenameFlags::EXCHANGE),
-            (true, false) => self.rename_on(slot, from, to, RenameFlags::NOREPLACE),
-            _ => self.rename_on(slot, to, from, RenameFlags::NOREPLACE),
-        };
-        let undo = |slot: Slot| match (from_slots.has(slot), to_slots.has(slot)) {
-            (true, true) => self.rename_on(slot, from, to, RenameFlags::EXCHANGE),
-            (true, false) => self.rename_on(slot, to, from, RenameFlags::NOREPLACE),
-            _ => self.rename_on(slot, from, to, RenameFlags::NOREPLACE),
-        };
-        let mut done = Vec::new();
-        for slot in from_slots.union(to_slots).iter() {
-            if let Err(e) = swap(slot) {
-                for slot in done {
-                    if let Err(e) = undo(slot) {
-                        tracing::error!(
-                            "names half exchanged could not be put back on backing {}: {e}",
-                            slot.0
-                        );
-                    }
-                }
-                return Err(e);
-            }
-            done.push(slot);
-        }
-        Ok(())
-    }
+    Ok(())
 }

@@ -6,7 +6,9 @@
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use super::{DirId, EntryId, FileRef, Full, Index, Names, SHARDS, What, hash_in, hash_name, shard, spread};
+use super::{
+    AddError, DirId, EntryId, FileRef, Index, Names, SHARDS, What, hash_in, hash_name, shard, spread,
+};
 use crate::index::entry::Entry;
 
 /// A name that is not in its table yet: its hash and its entry.
@@ -42,7 +44,7 @@ impl Loader {
         name: &[u8],
         hash: u64,
         file: FileRef,
-    ) -> Result<(), Full> {
+    ) -> Result<(), AddError> {
         let entry = index.new_entry(dir, name, What::File(file))?;
         index.files[file.slot.index()] += 1;
         if let Some(dir) = index.dirs.get_mut(&dir) {

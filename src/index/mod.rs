@@ -32,10 +32,16 @@ pub use scan::{Problem, Progress, Report, Source, Subtree, merge_subtree, read_s
 const SHARDS: usize = 64;
 const NO_ENTRY: u32 = u32::MAX;
 
-/// No room: 2^32 names, 2^32 directories over a mount's life, or 32 GiB of names.
+/// Why a name can't be added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the index is full")]
-pub struct Full;
+pub enum AddError {
+    /// 2^32 names, 2^32 directories over a mount's life, or 32 GiB of names.
+    #[error("the index is full")]
+    Full,
+    /// The directory was removed.
+    #[error("the directory was removed")]
+    DirGone,
+}
 
 /// A merged directory.
 struct Dir {
@@ -123,11 +129,9 @@ impl Index {
         self.entries[entry.0 as usize].target.what()
     }
 
-    /// Whether the entry (whose number may be another's by now) stands for this file.
-    pub fn is_live(&self, entry: EntryId, file: FileRef) -> bool {
-        self.entries
-            .get(entry.0 as usize)
-            .is_some_and(|e| e.dir.0 != NO_ENTRY && e.target.what() == What::File(file))
+    /// What the entry stands for, if it's there; its number may be another's by now.
+    pub fn live(&self, entry: EntryId) -> Option<What> {
+        self.entries.get(entry.0 as usize).filter(|e| e.dir.0 != NO_ENTRY).map(|e| e.target.what())
     }
 
     /// The entry's directory and name.
@@ -261,7 +265,7 @@ impl Index {
         dir: DirId,
         name: &[u8],
         file: FileRef,
-    ) -> Result<Result<EntryId, EntryId>, Full> {
+    ) -> Result<Result<EntryId, EntryId>, AddError> {
         debug_assert!(file.kind != Kind::Dir);
         let added = self.add(dir, name, What::File(file))?;
         if added.is_ok() {
@@ -276,9 +280,9 @@ impl Index {
         dir: DirId,
         name: &[u8],
         slots: SlotSet,
-    ) -> Result<Result<DirId, EntryId>, Full> {
+    ) -> Result<Result<DirId, EntryId>, AddError> {
         if self.next_dir == NO_ENTRY {
-            return Err(Full);
+            return Err(AddError::Full);
         }
         let id = DirId(self.next_dir);
         let entry = match self.add(dir, name, What::Dir(id))? {
@@ -305,8 +309,11 @@ impl Index {
     }
 
     /// Gives the entry another place. The name must be free there.
-    pub fn rename(&mut self, entry: EntryId, dir: DirId, name: &[u8]) -> Result<(), Full> {
-        let new = self.names.add(name).ok_or(Full)?;
+    pub fn rename(&mut self, entry: EntryId, dir: DirId, name: &[u8]) -> Result<(), AddError> {
+        if !self.dirs.contains_key(&dir) {
+            return Err(AddError::DirGone);
+        }
+        let new = self.names.add(name).ok_or(AddError::Full)?;
         self.detach(entry);
         let moved = &mut self.entries[entry.0 as usize];
         let old = std::mem::replace(&mut moved.name, new);
@@ -391,7 +398,10 @@ impl Index {
 
     // ---- inside ----
 
-    fn add(&mut self, dir: DirId, name: &[u8], what: What) -> Result<Result<EntryId, EntryId>, Full> {
+    fn add(&mut self, dir: DirId, name: &[u8], what: What) -> Result<Result<EntryId, EntryId>, AddError> {
+        if !self.dirs.contains_key(&dir) {
+            return Err(AddError::DirGone);
+        }
         let hash = self.hash(dir, name);
         if let Some(taken) = self.by_name[shard(hash)].find(spread(hash), |e| self.is(*e, dir, name)) {
             return Ok(Err(EntryId(*taken)));
@@ -402,17 +412,18 @@ impl Index {
     }
 
     /// Room for an entry that no table knows yet.
-    fn new_entry(&mut self, dir: DirId, name: &[u8], what: What) -> Result<EntryId, Full> {
-        let entry = Entry { name: self.names.add(name).ok_or(Full)?, dir, target: Target::new(what) };
+    fn new_entry(&mut self, dir: DirId, name: &[u8], what: What) -> Result<EntryId, AddError> {
+        let entry =
+            Entry { name: self.names.add(name).ok_or(AddError::Full)?, dir, target: Target::new(what) };
         let number = match self.free.pop() {
             Some(number) => {
                 self.entries[number as usize] = entry;
                 number
             }
             None => {
-                let number = u32::try_from(self.entries.len()).map_err(|_| Full)?;
+                let number = u32::try_from(self.entries.len()).map_err(|_| AddError::Full)?;
                 if number == NO_ENTRY {
-                    return Err(Full);
+                    return Err(AddError::Full);
                 }
                 self.entries.push(entry);
                 number

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxFlags, openat2, statx};
 
 use super::load::{Loader, Taken};
-use super::{DirId, EntryId, FileRef, Full, Index, Kind, Slot, SlotSet, What};
+use super::{AddError, DirId, EntryId, FileRef, Index, Kind, Slot, SlotSet, What};
 
 /// Nested deeper than this is reported and skipped: each level costs an open directory while it's read.
 const MAX_DEPTH: usize = 1000;
@@ -93,7 +93,7 @@ impl Report {
 }
 
 /// Reads all backings into a new index.
-pub fn scan(sources: &[Source<'_>], mut progress: impl FnMut(Progress)) -> Result<(Index, Report), Full> {
+pub fn scan(sources: &[Source<'_>], mut progress: impl FnMut(Progress)) -> Result<(Index, Report), AddError> {
     let mut index = Index::new(sources.len());
     let newest = |slot: Slot, path: &[u8]| {
         let source = sources.iter().find(|source| source.slot == slot)?;
@@ -120,7 +120,7 @@ pub fn scan(sources: &[Source<'_>], mut progress: impl FnMut(Progress)) -> Resul
             let n = batch.source;
             Merge { index: &mut index, source: &sources[n], dirs: &mut dirs[n] }.batch(
                 batch,
-                Some(&mut loader),
+                Files::Load(&mut loader),
                 &mut report,
             )?;
             if told.elapsed() > Duration::from_millis(200) {
@@ -163,18 +163,23 @@ pub fn read_subtree(source: &Source<'_>) -> Subtree {
 
 /// Makes a subtree part of the index. Where a path is known already, what is known stays the file and what
 /// is new is its shadow: clients may have the known one open.
+///
+/// The second value has those names, with the new copies.
 pub fn merge_subtree(
     index: &mut Index,
     dir: DirId,
     source: &Source<'_>,
     subtree: Subtree,
-) -> Result<Report, Full> {
-    let mut report = Report::default();
+) -> Result<(Report, Vec<(EntryId, FileRef)>), AddError> {
+    let (mut report, mut taken) = (Report::default(), Vec::new());
     let mut dirs = vec![dir];
     for batch in subtree.0 {
-        Merge { index, source, dirs: &mut dirs }.batch(batch, None, &mut report)?;
+        Merge { index, source, dirs: &mut dirs }.batch(batch, Files::Enter(&mut taken), &mut report)?;
     }
-    Ok(report)
+    for (entry, file) in &taken {
+        duplicate(index, *file, *entry, None, &mut report);
+    }
+    Ok((report, taken))
 }
 
 /// Names as a reader met them.
@@ -182,6 +187,8 @@ struct Batch {
     source: usize,
     names: Vec<u8>,
     entries: Vec<Met>,
+    /// Directories, by the reader's number, that turned out to be no part of the backing.
+    foreign: Vec<u32>,
     problems: Vec<Problem>,
 }
 
@@ -198,6 +205,14 @@ struct Met {
 /// The ctime of a path on a backing, which decides between two copies.
 type Newest<'a> = &'a dyn Fn(Slot, &[u8]) -> Option<(i64, u32)>;
 
+/// What is done with files.
+enum Files<'a> {
+    /// They are loaded, to be entered when all are there.
+    Load(&'a mut Loader),
+    /// They are entered at once; here go those whose name is taken.
+    Enter(&'a mut Vec<(EntryId, FileRef)>),
+}
+
 /// Makes what one backing's reader met part of the index.
 struct Merge<'a> {
     index: &'a mut Index,
@@ -207,12 +222,7 @@ struct Merge<'a> {
 }
 
 impl Merge<'_> {
-    fn batch(
-        &mut self,
-        batch: Batch,
-        mut loader: Option<&mut Loader>,
-        report: &mut Report,
-    ) -> Result<(), Full> {
+    fn batch(&mut self, batch: Batch, mut files: Files<'_>, report: &mut Report) -> Result<(), AddError> {
         report.names += batch.entries.len() as u64;
         let mut at = 0;
         for met in &batch.entries {
@@ -226,18 +236,37 @@ impl Merge<'_> {
             }
             let ino = self.index.pack_ino(met.ino);
             let file = FileRef { slot: self.source.slot, ino, kind: met.kind, reason: self.source.reason };
-            if let Some(loader) = &mut loader {
-                loader.add(self.index, dir, name, met.hash, file)?;
-            } else if let Err(taken) = self.index.add_file(dir, name, file)? {
-                duplicate(self.index, file, taken, None, report);
+            match &mut files {
+                Files::Load(loader) => loader.add(self.index, dir, name, met.hash, file)?,
+                Files::Enter(taken) => {
+                    if let Err(entry) = self.index.add_file(dir, name, file)? {
+                        taken.push((entry, file));
+                    }
+                }
             }
+        }
+        for number in batch.foreign {
+            self.leave_out(self.dirs[number as usize]);
         }
         batch.problems.into_iter().for_each(|problem| report.add(problem));
         Ok(())
     }
 
+    /// A directory isn't part of the backing after all.
+    fn leave_out(&mut self, dir: DirId) {
+        let slots = self.index.slots(dir).unwrap_or_default().without(self.source.slot);
+        self.index.set_slots(dir, slots);
+        let place = self.index.dir_place(dir).map(|(parent, name)| (parent, name.to_vec()));
+        if slots.is_empty()
+            && let Some((parent, name)) = place
+            && let Some((entry, _)) = self.index.find(parent, &name)
+        {
+            self.index.remove(entry);
+        }
+    }
+
     /// A directory of one backing becomes part of the merged one, and wins over a file of that name.
-    fn dir(&mut self, dir: DirId, name: &[u8], report: &mut Report) -> Result<DirId, Full> {
+    fn dir(&mut self, dir: DirId, name: &[u8], report: &mut Report) -> Result<DirId, AddError> {
         let here = SlotSet::one(self.source.slot);
         let taken = match self.index.add_dir(dir, name, here)? {
             Ok(new) => return Ok(new),
@@ -252,7 +281,7 @@ impl Merge<'_> {
             What::File(file) => {
                 report.add(hidden_by_dir(self.index, file.slot, dir, name));
                 self.index.remove(taken);
-                self.index.add_dir(dir, name, here)?.map_err(|_| Full)
+                self.index.add_dir(dir, name, here)?.map_err(|_| AddError::Full)
             }
         }
     }
@@ -322,7 +351,7 @@ impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch)> Reader<'a, H, F> {
             todo: Vec<(u32, Vec<u8>)>,
             path_len: usize,
         }
-        let Some(root) = self.open(self.source.root, b".") else { return };
+        let Some(root) = self.open(self.source.root, b".", 0) else { return };
         let todo = self.read_dir(&root, 0, buffer);
         let mut levels = vec![Level { dir: root, todo, path_len: 0 }];
         while let Some(level) = levels.last_mut() {
@@ -335,7 +364,7 @@ impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch)> Reader<'a, H, F> {
                 self.path.push(b'/');
             }
             self.path.extend_from_slice(&name);
-            let Some(dir) = self.open(level.dir.as_fd(), &name) else { continue };
+            let Some(dir) = self.open(level.dir.as_fd(), &name, number) else { continue };
             if levels.len() >= MAX_DEPTH {
                 self.report(format!("nested deeper than {MAX_DEPTH} directories, not read"));
                 continue;
@@ -345,13 +374,14 @@ impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch)> Reader<'a, H, F> {
         }
     }
 
-    fn open(&mut self, at: BorrowedFd<'_>, name: &[u8]) -> Option<OwnedFd> {
+    fn open(&mut self, at: BorrowedFd<'_>, name: &[u8], number: u32) -> Option<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         match openat2(at, name, flags, Mode::empty(), resolve) {
             Ok(dir) => Some(dir),
             Err(rustix::io::Errno::XDEV) => {
                 self.report("another file system is mounted here; it's not part of the backing".into());
+                self.batch.foreign.push(number);
                 None
             }
             Err(e) => {
@@ -412,6 +442,7 @@ impl Batch {
             source,
             names: Vec::with_capacity(BATCH * 64),
             entries: Vec::with_capacity(BATCH),
+            foreign: Vec::new(),
             problems: Vec::new(),
         }
     }

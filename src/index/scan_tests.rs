@@ -97,7 +97,8 @@ fn a_subtree_that_appears_later_joins_what_is_known() {
     let root = fs::File::open(b.join("d")).unwrap();
     let source = Source { slot: Slot(1), root: root.as_fd(), is_reserved: reserved, reason: 5 };
     let (_, What::Dir(d)) = index.find(DirId::ROOT, b"d").unwrap() else { panic!() };
-    merge_subtree(&mut index, d, &source, read_subtree(&source)).unwrap();
+    let (_, taken) = merge_subtree(&mut index, d, &source, read_subtree(&source)).unwrap();
+    assert_eq!(taken.len(), 1);
     let (both, _) = index.find(d, b"both").unwrap();
     assert_eq!((slot_of(&index, d, "both"), index.shadows(both)), (Some(Slot(0)), SlotSet::one(Slot(1))));
     let (_, What::Dir(sub)) = index.find(d, b"sub").unwrap() else { panic!() };

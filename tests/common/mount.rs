@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use serde_json::Value;
@@ -160,7 +160,8 @@ fn guard(minor: u32, pidfd: OwnedFd) -> Sender<()> {
 /// A served mount. Dropping it unmounts, and fails the test if the daemon panicked or didn't end well.
 pub(crate) struct Mount {
     guard: Option<Sender<()>>,
-    minor: u32,
+    /// Of the mount's device: the number of its connection, given again once it is gone.
+    pub(crate) minor: u32,
     child: Option<Child>,
     pidfd: OwnedFd,
     pub(crate) log: PathBuf,
@@ -186,6 +187,21 @@ impl Mount {
         self.child.as_ref().expect("a running daemon").id()
     }
 
+    /// Asks until the daemon answers: it may mount a moment before it listens.
+    #[track_caller]
+    fn answers(&self) {
+        let uid = self.builder.uid.unwrap_or(0);
+        let deadline = Instant::now() + ns::HANG;
+        while cli::kvfs_as(uid, [OsString::from("status"), self.point().into()]).status.code() != Some(0) {
+            let ended = cli::wait_fd(&self.pidfd, Duration::from_millis(5));
+            assert!(
+                !ended && Instant::now() < deadline,
+                "mounted, but status gets no answer:\n{}",
+                self.story()
+            );
+        }
+    }
+
     /// Proves that what is mounted is FUSE and that this daemon answers for it.
     #[track_caller]
     fn prove(&self) {
@@ -193,6 +209,7 @@ impl Mount {
         let uid = self.builder.uid.unwrap_or(0);
         let magic = user::as_user(uid, uid, || sys::fs_magic(self.point()));
         assert_eq!(magic, Ok(FUSE_MAGIC), "statfs of the mount point");
+        self.answers();
         let before = self.op("lookup");
         let name = self.path("no-such-name-of-the-fixture");
         let found = user::as_user(uid, uid, || sys::lstat(&name).map(drop));

@@ -53,7 +53,8 @@ impl Disks {
     /// A filesystem on the backings in this order; `tight` keeps next to nothing open.
     pub(crate) fn mount(&self, order: [usize; BACKINGS], exclusive: bool, tight: bool) -> Fs {
         let paths: Vec<PathBuf> = order.iter().map(|n| self.dirs[*n].clone()).collect();
-        let backings = backing::prepare(&paths, &self.mount_point, MinFree::Bytes(0)).unwrap();
+        let (backings, made) = backing::prepare(&paths, &self.mount_point, MinFree::Bytes(0)).unwrap();
+        made.keep();
         let keep = if tight { 1 } else { 64 }.try_into().unwrap();
         let options =
             Options { exclusive, policy: policy_by_name("hash").unwrap(), open_dirs: keep, idle_files: keep };
@@ -109,11 +110,18 @@ pub(crate) fn same<T, U>(got: kvfs::fs::Result<T>, want: Answer<U>) -> Check<Opt
     match (got, want) {
         (Ok(got), Ok(want)) => Ok(Some((got, want))),
         (Err(got), Err(want)) => {
-            prop_assert!(want.contains(&got.errno()), "answered {:?}, expected one of {:?}", got.errno(), want);
+            prop_assert!(
+                want.contains(&got.errno()),
+                "answered {:?}, expected one of {:?}",
+                got.errno(),
+                want
+            );
             Ok(None)
         }
         (Ok(_), Err(want)) => Err(TestCaseError::fail(format!("succeeded, expected one of {want:?}"))),
-        (Err(got), Ok(_)) => Err(TestCaseError::fail(format!("answered {:?}, expected success", got.errno()))),
+        (Err(got), Ok(_)) => {
+            Err(TestCaseError::fail(format!("answered {:?}, expected success", got.errno())))
+        }
     }
 }
 
@@ -164,9 +172,10 @@ impl Harness {
                 Ok(Some((ino, attr.node)))
             }
             (Err(e), None) if e.errno() == Errno::NOENT => Ok(None),
-            (Ok(attr), None) => {
-                Err(TestCaseError::fail(format!("looking up {name}: found {:?}, expected nothing", attr.node)))
-            }
+            (Ok(attr), None) => Err(TestCaseError::fail(format!(
+                "looking up {name}: found {:?}, expected nothing",
+                attr.node
+            ))),
             (Err(e), want) => Err(TestCaseError::fail(format!("looking up {name}: {e}, expected {want:?}"))),
         }
     }
@@ -279,15 +288,15 @@ pub(crate) fn list(fs: &Fs, dir: NodeId, chunk: usize) -> kvfs::fs::Result<Vec<(
 
 /// What stays open in this process though it's removed, below `dir`. By the number of links: a path says
 /// "(deleted)" of a file too that has another name left.
-pub(crate) fn removed_and_open(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn removed_and_open(dir: &Path) -> Vec<(PathBuf, fs::FileType)> {
     let started = Instant::now();
     loop {
         let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
-        let left: Vec<PathBuf> = open
+        let left: Vec<_> = open
             .filter_map(|fd| {
-                let path = fs::read_link(fd.path()).ok()?;
-                let gone = path.starts_with(dir) && fs::metadata(fd.path()).is_ok_and(|meta| meta.nlink() == 0);
-                gone.then_some(path)
+                let path = fs::read_link(fd.path()).ok().filter(|path| path.starts_with(dir))?;
+                let meta = fs::metadata(fd.path()).ok()?;
+                (meta.nlink() == 0).then(|| (path, meta.file_type()))
             })
             .collect();
         // An engine lets go of a file a moment after it has answered.

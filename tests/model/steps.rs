@@ -27,13 +27,17 @@ impl Harness {
                     fs.mknod(&caller(false), dir, name, kind | 0o640, 0)
                 })
             }
-            Op::Mkdir { at, mode, other_user } => self.make(*at, Model::dir_in(ROOT), *mode, *other_user, |fs, dir, name| {
-                fs.mkdir(&caller(*other_user), dir, name, u32::from(*mode))
-            }),
+            Op::Mkdir { at, mode, other_user } => {
+                self.make(*at, Model::dir_in(ROOT), *mode, *other_user, |fs, dir, name| {
+                    fs.mkdir(&caller(*other_user), dir, name, u32::from(*mode))
+                })
+            }
             Op::Symlink { at, target } => {
                 let target = format!("no/such/{target}").into_bytes();
                 let body = Body::Symlink(target.clone());
-                self.make(*at, body, 0o777, false, |fs, dir, name| fs.symlink(&caller(false), dir, name, &target))
+                self.make(*at, body, 0o777, false, |fs, dir, name| {
+                    fs.symlink(&caller(false), dir, name, &target)
+                })
             }
             Op::Open { at, flags } => self.open(*at, *flags),
             Op::Write { handle, offset, len, seed } => self.write(*handle, *offset, &pattern(*len, *seed)),
@@ -62,7 +66,9 @@ impl Harness {
                 Ok(())
             }
             Op::Change { at, change } => self.change(*at, *change),
-            Op::Xattr { at, name, act } => self.change_xattr(*at, ["user.one", "user.two", "user.three"][usize::from(*name)], *act),
+            Op::Xattr { at, name, act } => {
+                self.change_xattr(*at, ["user.one", "user.two", "user.three"][usize::from(*name)], *act)
+            }
             Op::Unlink { at } => self.remove(*at, false),
             Op::Rmdir { at } => self.remove(*at, true),
             Op::Rename { from, to, mode } => self.rename(*from, *to, *mode),
@@ -343,10 +349,15 @@ impl Harness {
 
     /// A listing, plain or with attributes, against the model.
     pub(crate) fn check_listing(&mut self, dir: Ino, node: NodeId, plus: bool, chunk: usize) -> Check {
-        let mut want: Vec<(String, Kind)> =
-            self.model.entries(dir).iter().map(|(name, ino)| (name.clone(), self.model.inode(*ino).kind())).collect();
+        let mut want: Vec<(String, Kind)> = self
+            .model
+            .entries(dir)
+            .iter()
+            .map(|(name, ino)| (name.clone(), self.model.inode(*ino).kind()))
+            .collect();
         want.extend([(".".into(), Kind::Dir), ("..".into(), Kind::Dir)]);
-        let listed = list(self.fs(), node, chunk).map_err(|e| TestCaseError::fail(format!("readdir: {e}")))?;
+        let listed =
+            list(self.fs(), node, chunk).map_err(|e| TestCaseError::fail(format!("readdir: {e}")))?;
         let mut got: Vec<_> = listed.iter().map(|(name, kind, _)| (name.clone(), *kind)).collect();
         got.sort_by(|a, b| a.0.cmp(&b.0));
         want.sort_by(|a, b| a.0.cmp(&b.0));
@@ -360,11 +371,12 @@ impl Harness {
             done.map_err(|e| TestCaseError::fail(format!("readdirplus: {e}")))?;
             prop_assert_eq!(entries.len(), listed.len());
             for (entry, (name, kind, node)) in entries.iter().zip(&listed) {
-                prop_assert_eq!((&entry.name[..], entry.kind, entry.node), (name.as_bytes(), *kind, *node));
-                match (&entry.attr, self.model.child(dir, name)) {
-                    (Some(attr), Some(ino)) => self.check_attr(ino, attr)?,
-                    (None, None) => {}
-                    (attr, ino) => prop_assert!(false, "{name}: listed with {attr:?}, expected {ino:?}"),
+                let attr = &entry.attr;
+                prop_assert_eq!((&entry.name[..], attr.kind, attr.node), (name.as_bytes(), *kind, *node));
+                match (entry.known, self.model.child(dir, name)) {
+                    (true, Some(ino)) => self.check_attr(ino, attr)?,
+                    (false, None) => {}
+                    (_, ino) => prop_assert!(false, "{name}: listed with {attr:?}, expected {ino:?}"),
                 }
             }
         }

@@ -75,7 +75,8 @@ type Wrong = String;
 impl Worker {
     fn run(&mut self, operations: u64) -> Result<(), Wrong> {
         for n in 0..operations {
-            self.act(n).map_err(|e| format!("thread {}, operation {n}, {}: {e}", self.number, self.doing()))?;
+            self.act(n)
+                .map_err(|e| format!("thread {}, operation {n}, {}: {e}", self.number, self.doing()))?;
             self.shared.done.fetch_add(1, Relaxed);
         }
         self.say("done".into());
@@ -122,7 +123,8 @@ impl Worker {
         let name = name.as_bytes();
         match act {
             0..5 => {
-                let flags = libc::O_CREAT | libc::O_RDWR | self.random.pick(&[0, libc::O_EXCL, libc::O_TRUNC]);
+                let flags =
+                    libc::O_CREAT | libc::O_RDWR | self.random.pick(&[0, libc::O_EXCL, libc::O_TRUNC]);
                 let (_, opened) = fs.create(&caller(n.is_multiple_of(2)), dir, name, 0o644, flags)?;
                 self.open.push(opened.fh);
                 let put = write(fs, opened.fh, 0, &[self.number as u8 + 1; BLOCK]);
@@ -180,7 +182,10 @@ impl Worker {
         if !shared.dirs_move && (is_dir(dir, name) || is_dir(to, newname.as_bytes())) {
             return Ok(());
         }
-        self.say(format!("{mode:?} rename of {path:?} {} to {to_path:?} {newname}", String::from_utf8_lossy(name)));
+        self.say(format!(
+            "{mode:?} rename of {path:?} {} to {to_path:?} {newname}",
+            String::from_utf8_lossy(name)
+        ));
         Ok(fs.rename(dir, name, to, newname.as_bytes(), mode)?)
     }
 }
@@ -231,7 +236,7 @@ fn stress(seed: u64, operations: u64, tight: bool, dirs_move: bool) {
         }
     }
     let shared = Arc::try_unwrap(shared).unwrap_or_else(|_| panic!("a thread is left"));
-    afterwards(&disks, shared.fs);
+    settled(&disks, shared.fs);
 }
 
 /// All that the index knows, without a look at the disk: path to kind and node.
@@ -254,11 +259,12 @@ fn indexed(fs: &Fs) -> BTreeMap<String, (Kind, NodeId)> {
 }
 
 /// The index, the backings and a new scan tell the same, and everything can still be used.
-fn afterwards(disks: &Disks, fs: Fs) {
+pub(crate) fn settled(disks: &Disks, fs: Fs) {
     let before = indexed(&fs);
     compare(&before, &raw_tree(&disks.dirs), &fs);
     assert_eq!(fs.handles_open(), 0);
-    assert_eq!(removed_and_open(disks.temp.path()), Vec::<std::path::PathBuf>::new(), "removed, and still open");
+    let kept = removed_and_open(disks.temp.path());
+    assert!(kept.is_empty(), "removed, and still held open: {kept:?}");
 
     let dirs = before.iter().filter(|(_, (kind, _))| *kind == Kind::Dir).map(|(_, (_, node))| *node);
     for dir in dirs.chain([NodeId::ROOT]) {
@@ -268,15 +274,21 @@ fn afterwards(disks: &Disks, fs: Fs) {
     drop(fs);
     let again = disks.mount([0, 1, 2], false, false);
     let files = |tree: &BTreeMap<String, (Kind, NodeId)>| {
-        let shown = |(path, (kind, node)): (&String, &(Kind, NodeId))| (path.clone(), *kind, (*kind != Kind::Dir).then_some(*node));
+        let shown = |(path, (kind, node)): (&String, &(Kind, NodeId))| {
+            (path.clone(), *kind, (*kind != Kind::Dir).then_some(*node))
+        };
         tree.iter().map(shown).collect::<Vec<_>>()
     };
     assert_eq!(files(&indexed(&again)), files(&before), "another tree after the next mount");
 }
 
 fn compare(indexed: &BTreeMap<String, (Kind, NodeId)>, raw: &BTreeMap<String, Vec<Raw>>, fs: &Fs) {
-    let paths = |kind: &str| format!("{kind}\nindex: {:?}\ndisk: {:?}", indexed.keys(), raw.keys());
-    assert!(indexed.keys().eq(raw.keys()), "{}", paths("names differ"));
+    let missing: Vec<_> = indexed.keys().filter(|path| !raw.contains_key(*path)).collect();
+    let unknown: Vec<_> = raw.iter().filter(|(path, _)| !indexed.contains_key(*path)).collect();
+    assert!(
+        missing.is_empty() && unknown.is_empty(),
+        "in the index alone: {missing:?}\non disk alone: {unknown:?}"
+    );
     let mut per_backing = vec![0; BACKINGS];
     let mut links = BTreeMap::<NodeId, u32>::new();
     for (path, (kind, node)) in indexed {
@@ -306,7 +318,13 @@ fn still_works(fs: &Fs, dir: NodeId) {
     let mut seen = BTreeSet::new();
     for n in 0..200 {
         let name = format!("new{n}.pt");
-        let made = fs.create(&caller(false), dir, name.as_bytes(), 0o600, libc::O_CREAT | libc::O_RDWR | libc::O_EXCL);
+        let made = fs.create(
+            &caller(false),
+            dir,
+            name.as_bytes(),
+            0o600,
+            libc::O_CREAT | libc::O_RDWR | libc::O_EXCL,
+        );
         let (attr, opened) = made.unwrap_or_else(|e| panic!("creating {name} in {dir:?}: {e}"));
         fs.release(opened.fh);
         seen.insert(fs.getxattr(attr.node, b"user.kvfs.slot").unwrap());
@@ -318,23 +336,23 @@ fn still_works(fs: &Fs, dir: NodeId) {
     panic!("files in {dir:?} came to be on {seen:?} only");
 }
 
+/// A few rounds with other numbers each; `KVFS_STRESS_ROUNDS` makes it more.
+fn rounds(first: u64) -> std::ops::Range<u64> {
+    let rounds = std::env::var("KVFS_STRESS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
+    first..first + rounds
+}
+
 #[test]
 fn threads_on_a_few_names() {
-    for round in 0..3 {
-        stress(round, 800, false, false);
-    }
+    rounds(1000).for_each(|seed| stress(seed, 800, false, false));
 }
 
 #[test]
 fn threads_with_next_to_nothing_kept_open() {
-    for round in 10..13 {
-        stress(round, 800, true, false);
-    }
+    rounds(2000).for_each(|seed| stress(seed, 800, true, false));
 }
 
 #[test]
 fn threads_that_rename_directories() {
-    for round in 20..26 {
-        stress(round, 800, round % 2 == 0, true);
-    }
+    rounds(3000).for_each(|seed| stress(seed, 800, seed % 2 == 0, true));
 }
