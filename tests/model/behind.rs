@@ -146,7 +146,13 @@ impl Harness {
     }
 
     /// Compares everything, unmounts, makes copies, mounts again and compares everything again.
-    pub(crate) fn remount(&mut self, order: [usize; BACKINGS], exclusive: bool, tight: bool, dups: &[Dup]) -> Check {
+    pub(crate) fn remount(
+        &mut self,
+        order: [usize; BACKINGS],
+        exclusive: bool,
+        tight: bool,
+        dups: &[Dup],
+    ) -> Check {
         self.verify()?;
         let mut copies = Vec::new();
         for dup in dups {
@@ -163,7 +169,8 @@ impl Harness {
         self.unmount();
         let mut done = Vec::new();
         for (dir, dup, real) in copies {
-            let taken = real == dup.backing || self.model.shadows(dir, dup.at.name).iter().any(|s| s.backing == dup.backing);
+            let taken = real == dup.backing
+                || self.model.shadows(dir, dup.at.name).iter().any(|s| s.backing == dup.backing);
             // One copy of a name at a time: the next would have to be newer or older than that one.
             if !taken && !done.contains(&(dir, dup.at.name)) {
                 done.push((dir, dup.at.name));

@@ -93,10 +93,17 @@ impl Harness {
     /// A directory is alike on each backing that has it, and the mount knows which those are.
     fn check_dir(&self, ino: Ino, node: NodeId, copies: &[Raw]) -> Check {
         prop_assert!(!copies.is_empty(), "on no backing");
-        prop_assert!(copies.iter().all(|c| c.is_dir && c.mode == copies[0].mode), "not alike on its backings");
+        prop_assert!(
+            copies.iter().all(|c| c.is_dir && c.mode == copies[0].mode),
+            "not alike on its backings"
+        );
         let known = self.xattr(node, "user.kvfs.backings")?;
         let known = known.lines().map(|line| self.disks.dirs.iter().position(|dir| dir == Path::new(line)));
-        prop_assert_eq!(known.collect::<Option<BTreeSet<_>>>(), Some(on(copies)), "backings of the directory");
+        prop_assert_eq!(
+            known.collect::<Option<BTreeSet<_>>>(),
+            Some(on(copies)),
+            "backings of the directory"
+        );
         self.check_xattrs(ino, node)
     }
 
@@ -131,7 +138,8 @@ impl Harness {
             return Ok(());
         }
         let listed = self.fs().listxattr(node).map_err(|e| TestCaseError::fail(format!("listxattr: {e}")))?;
-        let listed: BTreeSet<&[u8]> = listed.split(|b| *b == 0).filter(|name| name.starts_with(b"user.")).collect();
+        let listed: BTreeSet<&[u8]> =
+            listed.split(|b| *b == 0).filter(|name| name.starts_with(b"user.")).collect();
         let xattrs = &self.model.inode(ino).xattrs;
         prop_assert_eq!(listed, xattrs.keys().map(String::as_bytes).collect::<BTreeSet<_>>(), "attributes");
         for (name, value) in xattrs {
@@ -142,7 +150,8 @@ impl Harness {
     }
 
     fn read_whole(&self, node: NodeId) -> Check<Vec<u8>> {
-        let opened = self.fs().open(node, libc::O_RDONLY).map_err(|e| TestCaseError::fail(format!("open: {e}")))?;
+        let opened =
+            self.fs().open(node, libc::O_RDONLY).map_err(|e| TestCaseError::fail(format!("open: {e}")))?;
         let data = self.read(opened.fh, 0, 1 << 20);
         self.fs().release(opened.fh);
         data

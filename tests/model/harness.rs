@@ -109,11 +109,18 @@ pub(crate) fn same<T, U>(got: kvfs::fs::Result<T>, want: Answer<U>) -> Check<Opt
     match (got, want) {
         (Ok(got), Ok(want)) => Ok(Some((got, want))),
         (Err(got), Err(want)) => {
-            prop_assert!(want.contains(&got.errno()), "answered {:?}, expected one of {:?}", got.errno(), want);
+            prop_assert!(
+                want.contains(&got.errno()),
+                "answered {:?}, expected one of {:?}",
+                got.errno(),
+                want
+            );
             Ok(None)
         }
         (Ok(_), Err(want)) => Err(TestCaseError::fail(format!("succeeded, expected one of {want:?}"))),
-        (Err(got), Ok(_)) => Err(TestCaseError::fail(format!("answered {:?}, expected success", got.errno()))),
+        (Err(got), Ok(_)) => {
+            Err(TestCaseError::fail(format!("answered {:?}, expected success", got.errno())))
+        }
     }
 }
 
@@ -164,9 +171,10 @@ impl Harness {
                 Ok(Some((ino, attr.node)))
             }
             (Err(e), None) if e.errno() == Errno::NOENT => Ok(None),
-            (Ok(attr), None) => {
-                Err(TestCaseError::fail(format!("looking up {name}: found {:?}, expected nothing", attr.node)))
-            }
+            (Ok(attr), None) => Err(TestCaseError::fail(format!(
+                "looking up {name}: found {:?}, expected nothing",
+                attr.node
+            ))),
             (Err(e), want) => Err(TestCaseError::fail(format!("looking up {name}: {e}, expected {want:?}"))),
         }
     }

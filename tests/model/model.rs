@@ -214,7 +214,14 @@ impl Model {
         }
     }
 
-    pub(crate) fn add(&mut self, dir: Ino, name: &str, body: Body, perm: u16, owner: (u32, u32)) -> Answer<Ino> {
+    pub(crate) fn add(
+        &mut self,
+        dir: Ino,
+        name: &str,
+        body: Body,
+        perm: u16,
+        owner: (u32, u32),
+    ) -> Answer<Ino> {
         if self.child(dir, name).is_some() {
             return Err(&[Errno::EXIST]);
         }

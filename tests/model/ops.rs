@@ -55,35 +55,118 @@ pub(crate) struct Dup {
 /// One step. Numbers of handles count among those that are open.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
-    Create { at: At, mode: u16, flags: i32, other_user: bool },
-    Mknod { at: At, fifo: bool },
-    Mkdir { at: At, mode: u16, other_user: bool },
-    Symlink { at: At, target: u8 },
-    Open { at: At, flags: i32 },
-    Write { handle: usize, offset: u16, len: u16, seed: u8 },
-    Read { handle: usize, offset: u16, len: u16 },
-    Copy { from: usize, to: usize, offset: u16, len: u16 },
-    Release { handle: usize },
-    Stat { handle: usize },
+    Create {
+        at: At,
+        mode: u16,
+        flags: i32,
+        other_user: bool,
+    },
+    Mknod {
+        at: At,
+        fifo: bool,
+    },
+    Mkdir {
+        at: At,
+        mode: u16,
+        other_user: bool,
+    },
+    Symlink {
+        at: At,
+        target: u8,
+    },
+    Open {
+        at: At,
+        flags: i32,
+    },
+    Write {
+        handle: usize,
+        offset: u16,
+        len: u16,
+        seed: u8,
+    },
+    Read {
+        handle: usize,
+        offset: u16,
+        len: u16,
+    },
+    Copy {
+        from: usize,
+        to: usize,
+        offset: u16,
+        len: u16,
+    },
+    Release {
+        handle: usize,
+    },
+    Stat {
+        handle: usize,
+    },
     /// Straight to the backing file, as the kernel writes in passthrough mode.
-    RawWrite { at: At, offset: u16, len: u16, seed: u8 },
-    Lookup { at: At },
-    Forget { at: At },
-    Change { at: At, change: Change },
-    Xattr { at: At, name: u8, act: Xattr },
-    Unlink { at: At },
-    Rmdir { at: At },
-    Rename { from: At, to: At, mode: RenameMode },
-    Link { from: At, to: At },
-    List { dir: &'static [&'static str], plus: bool, chunk: usize },
+    RawWrite {
+        at: At,
+        offset: u16,
+        len: u16,
+        seed: u8,
+    },
+    Lookup {
+        at: At,
+    },
+    Forget {
+        at: At,
+    },
+    Change {
+        at: At,
+        change: Change,
+    },
+    Xattr {
+        at: At,
+        name: u8,
+        act: Xattr,
+    },
+    Unlink {
+        at: At,
+    },
+    Rmdir {
+        at: At,
+    },
+    Rename {
+        from: At,
+        to: At,
+        mode: RenameMode,
+    },
+    Link {
+        from: At,
+        to: At,
+    },
+    List {
+        dir: &'static [&'static str],
+        plus: bool,
+        chunk: usize,
+    },
     /// A file appears on a backing.
-    Place { at: At, backing: usize, len: u16 },
+    Place {
+        at: At,
+        backing: usize,
+        len: u16,
+    },
     /// A directory appears on some backings, with files, one of them on all these backings.
-    PlaceTree { at: At, backings: Vec<usize>, shared: bool },
+    PlaceTree {
+        at: At,
+        backings: Vec<usize>,
+        shared: bool,
+    },
     /// A file disappears from its backing, or another takes its place.
-    Snatch { at: At, replace: bool },
+    Snatch {
+        at: At,
+        replace: bool,
+    },
     /// The end of this mount, and the next one.
-    Remount { order: [usize; BACKINGS], exclusive: bool, tight: bool, dups: Vec<Dup> },
+    Remount {
+        order: [usize; BACKINGS],
+        exclusive: bool,
+        tight: bool,
+        dups: Vec<Dup>,
+    },
 }
 
 fn dir() -> impl Strategy<Value = &'static [&'static str]> {
@@ -144,7 +227,13 @@ fn create() -> impl Strategy<Value = Op> {
 }
 
 fn open() -> impl Strategy<Value = Op> {
-    let flags = [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR, libc::O_RDWR | libc::O_TRUNC, libc::O_RDWR | libc::O_DIRECT];
+    let flags = [
+        libc::O_RDONLY,
+        libc::O_WRONLY,
+        libc::O_RDWR,
+        libc::O_RDWR | libc::O_TRUNC,
+        libc::O_RDWR | libc::O_DIRECT,
+    ];
     (at(), prop::sample::select(flags.to_vec())).prop_map(|(at, flags)| Op::Open { at, flags })
 }
 

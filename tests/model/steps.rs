@@ -27,13 +27,17 @@ impl Harness {
                     fs.mknod(&caller(false), dir, name, kind | 0o640, 0)
                 })
             }
-            Op::Mkdir { at, mode, other_user } => self.make(*at, Model::dir_in(ROOT), *mode, *other_user, |fs, dir, name| {
-                fs.mkdir(&caller(*other_user), dir, name, u32::from(*mode))
-            }),
+            Op::Mkdir { at, mode, other_user } => {
+                self.make(*at, Model::dir_in(ROOT), *mode, *other_user, |fs, dir, name| {
+                    fs.mkdir(&caller(*other_user), dir, name, u32::from(*mode))
+                })
+            }
             Op::Symlink { at, target } => {
                 let target = format!("no/such/{target}").into_bytes();
                 let body = Body::Symlink(target.clone());
-                self.make(*at, body, 0o777, false, |fs, dir, name| fs.symlink(&caller(false), dir, name, &target))
+                self.make(*at, body, 0o777, false, |fs, dir, name| {
+                    fs.symlink(&caller(false), dir, name, &target)
+                })
             }
             Op::Open { at, flags } => self.open(*at, *flags),
             Op::Write { handle, offset, len, seed } => self.write(*handle, *offset, &pattern(*len, *seed)),
@@ -62,7 +66,9 @@ impl Harness {
                 Ok(())
             }
             Op::Change { at, change } => self.change(*at, *change),
-            Op::Xattr { at, name, act } => self.change_xattr(*at, ["user.one", "user.two", "user.three"][usize::from(*name)], *act),
+            Op::Xattr { at, name, act } => {
+                self.change_xattr(*at, ["user.one", "user.two", "user.three"][usize::from(*name)], *act)
+            }
             Op::Unlink { at } => self.remove(*at, false),
             Op::Rmdir { at } => self.remove(*at, true),
             Op::Rename { from, to, mode } => self.rename(*from, *to, *mode),
@@ -315,6 +321,7 @@ impl Harness {
             let left = self.fs().getattr(gone).map(|attr| attr.nlink);
             prop_assert_eq!(left.map_err(|e| e.errno()), Ok(0), "whoever is in a removed directory may ask");
         }
+        self.indexed((dir, node))?;
         self.look(dir, node, at.name)?;
         Ok(())
     }
@@ -329,6 +336,8 @@ impl Harness {
         }
         let got = self.fs().rename(old.1, from.name.as_bytes(), new.1, to.name.as_bytes(), mode);
         same(got, self.model.rename((old.0, from.name), (new.0, to.name), mode))?;
+        self.indexed(old)?;
+        self.indexed(new)?;
         self.look(old.0, old.1, from.name)?;
         self.look(new.0, new.1, to.name)?;
         Ok(())
@@ -345,12 +354,23 @@ impl Harness {
         Ok(())
     }
 
+    /// What the index has of a directory, before a lookup could set it right.
+    fn indexed(&mut self, (dir, node): (Ino, NodeId)) -> Check {
+        self.counts()?;
+        self.check_listing(dir, node, false, 100)
+    }
+
     /// A listing, plain or with attributes, against the model.
     pub(crate) fn check_listing(&mut self, dir: Ino, node: NodeId, plus: bool, chunk: usize) -> Check {
-        let mut want: Vec<(String, Kind)> =
-            self.model.entries(dir).iter().map(|(name, ino)| (name.clone(), self.model.inode(*ino).kind())).collect();
+        let mut want: Vec<(String, Kind)> = self
+            .model
+            .entries(dir)
+            .iter()
+            .map(|(name, ino)| (name.clone(), self.model.inode(*ino).kind()))
+            .collect();
         want.extend([(".".into(), Kind::Dir), ("..".into(), Kind::Dir)]);
-        let listed = list(self.fs(), node, chunk).map_err(|e| TestCaseError::fail(format!("readdir: {e}")))?;
+        let listed =
+            list(self.fs(), node, chunk).map_err(|e| TestCaseError::fail(format!("readdir: {e}")))?;
         let mut got: Vec<_> = listed.iter().map(|(name, kind, _)| (name.clone(), *kind)).collect();
         got.sort_by(|a, b| a.0.cmp(&b.0));
         want.sort_by(|a, b| a.0.cmp(&b.0));

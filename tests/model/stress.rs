@@ -75,7 +75,8 @@ type Wrong = String;
 impl Worker {
     fn run(&mut self, operations: u64) -> Result<(), Wrong> {
         for n in 0..operations {
-            self.act(n).map_err(|e| format!("thread {}, operation {n}, {}: {e}", self.number, self.doing()))?;
+            self.act(n)
+                .map_err(|e| format!("thread {}, operation {n}, {}: {e}", self.number, self.doing()))?;
             self.shared.done.fetch_add(1, Relaxed);
         }
         self.say("done".into());
@@ -122,7 +123,8 @@ impl Worker {
         let name = name.as_bytes();
         match act {
             0..5 => {
-                let flags = libc::O_CREAT | libc::O_RDWR | self.random.pick(&[0, libc::O_EXCL, libc::O_TRUNC]);
+                let flags =
+                    libc::O_CREAT | libc::O_RDWR | self.random.pick(&[0, libc::O_EXCL, libc::O_TRUNC]);
                 let (_, opened) = fs.create(&caller(n.is_multiple_of(2)), dir, name, 0o644, flags)?;
                 self.open.push(opened.fh);
                 let put = write(fs, opened.fh, 0, &[self.number as u8 + 1; BLOCK]);
@@ -180,7 +182,10 @@ impl Worker {
         if !shared.dirs_move && (is_dir(dir, name) || is_dir(to, newname.as_bytes())) {
             return Ok(());
         }
-        self.say(format!("{mode:?} rename of {path:?} {} to {to_path:?} {newname}", String::from_utf8_lossy(name)));
+        self.say(format!(
+            "{mode:?} rename of {path:?} {} to {to_path:?} {newname}",
+            String::from_utf8_lossy(name)
+        ));
         Ok(fs.rename(dir, name, to, newname.as_bytes(), mode)?)
     }
 }
@@ -269,7 +274,9 @@ pub(crate) fn settled(disks: &Disks, fs: Fs) {
     drop(fs);
     let again = disks.mount([0, 1, 2], false, false);
     let files = |tree: &BTreeMap<String, (Kind, NodeId)>| {
-        let shown = |(path, (kind, node)): (&String, &(Kind, NodeId))| (path.clone(), *kind, (*kind != Kind::Dir).then_some(*node));
+        let shown = |(path, (kind, node)): (&String, &(Kind, NodeId))| {
+            (path.clone(), *kind, (*kind != Kind::Dir).then_some(*node))
+        };
         tree.iter().map(shown).collect::<Vec<_>>()
     };
     assert_eq!(files(&indexed(&again)), files(&before), "another tree after the next mount");
@@ -278,7 +285,10 @@ pub(crate) fn settled(disks: &Disks, fs: Fs) {
 fn compare(indexed: &BTreeMap<String, (Kind, NodeId)>, raw: &BTreeMap<String, Vec<Raw>>, fs: &Fs) {
     let missing: Vec<_> = indexed.keys().filter(|path| !raw.contains_key(*path)).collect();
     let unknown: Vec<_> = raw.iter().filter(|(path, _)| !indexed.contains_key(*path)).collect();
-    assert!(missing.is_empty() && unknown.is_empty(), "in the index alone: {missing:?}\non disk alone: {unknown:?}");
+    assert!(
+        missing.is_empty() && unknown.is_empty(),
+        "in the index alone: {missing:?}\non disk alone: {unknown:?}"
+    );
     let mut per_backing = vec![0; BACKINGS];
     let mut links = BTreeMap::<NodeId, u32>::new();
     for (path, (kind, node)) in indexed {
@@ -308,7 +318,13 @@ fn still_works(fs: &Fs, dir: NodeId) {
     let mut seen = BTreeSet::new();
     for n in 0..200 {
         let name = format!("new{n}.pt");
-        let made = fs.create(&caller(false), dir, name.as_bytes(), 0o600, libc::O_CREAT | libc::O_RDWR | libc::O_EXCL);
+        let made = fs.create(
+            &caller(false),
+            dir,
+            name.as_bytes(),
+            0o600,
+            libc::O_CREAT | libc::O_RDWR | libc::O_EXCL,
+        );
         let (attr, opened) = made.unwrap_or_else(|e| panic!("creating {name} in {dir:?}: {e}"));
         fs.release(opened.fh);
         seen.insert(fs.getxattr(attr.node, b"user.kvfs.slot").unwrap());
