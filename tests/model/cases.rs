@@ -15,7 +15,7 @@ use crate::ops::{At, Op};
 use crate::stress::settled;
 
 const ROOT: NodeId = NodeId::ROOT;
-const TIMES: usize = 1500;
+const TIMES: usize = 400;
 
 fn mkdir(fs: &Fs, dir: NodeId, name: &str) -> NodeId {
     fs.mkdir(&caller(false), dir, name.as_bytes(), 0o755).unwrap().node

@@ -257,13 +257,13 @@ impl Harness {
 pub(crate) fn read(fs: &Fs, fh: u64, offset: u64, len: u32) -> std::io::Result<Vec<u8>> {
     let (send, receive) = std::sync::mpsc::channel();
     fs.read(fh, offset, len, Box::new(move |done| drop(send.send(done.map(<[u8]>::to_vec)))));
-    receive.recv().unwrap()
+    receive.recv_timeout(Duration::from_secs(30)).expect("the engine answers")
 }
 
 pub(crate) fn write(fs: &Fs, fh: u64, offset: u64, data: &[u8]) -> std::io::Result<usize> {
     let (send, receive) = std::sync::mpsc::channel();
     fs.write(fh, offset, data, Box::new(move |done| drop(send.send(done))));
-    receive.recv().unwrap()
+    receive.recv_timeout(Duration::from_secs(30)).expect("the engine answers")
 }
 
 /// The entries of a directory, in portions of `chunk`: name, kind, node.

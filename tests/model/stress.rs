@@ -338,7 +338,7 @@ fn still_works(fs: &Fs, dir: NodeId) {
 
 /// A few rounds with other numbers each; `KVFS_STRESS_ROUNDS` makes it more.
 fn rounds(first: u64) -> std::ops::Range<u64> {
-    let rounds = std::env::var("KVFS_STRESS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
+    let rounds = std::env::var("KVFS_STRESS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
     first..first + rounds
 }
 
