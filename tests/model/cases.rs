@@ -181,7 +181,7 @@ fn a_file_is_closed_while_it_is_removed() {
         |_| handles.lock().drain(..).for_each(|fh| fs.release(fh)),
         |_| names.iter().for_each(|name| fs.unlink(ROOT, name.as_bytes()).unwrap()),
     );
-    let kept = removed_and_open(disks.temp.path());
+    let kept = removed_and_open(&fs, disks.temp.path());
     assert!(kept.is_empty(), "removed, and still held open: {kept:?}");
     assert!(raw_tree(&disks.dirs).is_empty());
 }

@@ -263,7 +263,7 @@ pub(crate) fn settled(disks: &Disks, fs: Fs) {
     let before = indexed(&fs);
     compare(&before, &raw_tree(&disks.dirs), &fs);
     assert_eq!(fs.handles_open(), 0);
-    let kept = removed_and_open(disks.temp.path());
+    let kept = removed_and_open(&fs, disks.temp.path());
     assert!(kept.is_empty(), "removed, and still held open: {kept:?}");
 
     let dirs = before.iter().filter(|(_, (kind, _))| *kind == Kind::Dir).map(|(_, (_, node))| *node);
