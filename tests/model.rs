@@ -30,7 +30,7 @@ fn config() -> ProptestConfig {
     // `PROPTEST_CASES` lets it run for longer.
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
     ProptestConfig {
-        cases: cases.unwrap_or(400),
+        cases: cases.unwrap_or(300),
         max_shrink_iters: 3000,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(regressions))),
         ..ProptestConfig::default()

@@ -21,6 +21,9 @@ Exit status:
   umount:      50 not a kvfs mount, 51 busy
   status:      60 the daemon doesn't answer";
 
+/// The status of an option's value that can't be.
+pub(super) const BAD_VALUE: u8 = 41;
+
 /// What went wrong: a sentence for people and a number for scripts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -44,7 +47,7 @@ impl Failure {
 
     /// An option's value that can't be.
     pub(super) fn bad_value(message: impl fmt::Display) -> Failure {
-        Failure { status: 41, message: message.to_string() }
+        Failure { status: BAD_VALUE, message: message.to_string() }
     }
 
     /// The daemon of a mount can't be asked.
@@ -58,9 +61,16 @@ pub(super) fn of_usage(e: &clap::Error) -> u8 {
     use clap::error::ErrorKind;
     match e.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
-        ErrorKind::InvalidValue | ErrorKind::ValueValidation => 41,
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => BAD_VALUE,
         _ => 2,
     }
+}
+
+/// clap's error as the one line that all our faults are.
+pub(super) fn one_sentence(e: &clap::Error) -> String {
+    let text = e.to_string();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("For more"));
+    lines.collect::<Vec<_>>().join(" ").trim_start_matches("error: ").to_owned()
 }
 
 /// An error that has an exit status.

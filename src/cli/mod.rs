@@ -46,8 +46,13 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            let _ = e.print();
-            return ExitCode::from(exit::of_usage(&e));
+            let status = exit::of_usage(&e);
+            if status == exit::BAD_VALUE {
+                eprintln!("kvfs: {}", exit::one_sentence(&e));
+            } else {
+                let _ = e.print();
+            }
+            return ExitCode::from(status);
         }
     };
     let result = match cli.command {

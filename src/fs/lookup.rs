@@ -59,6 +59,7 @@ impl Fs {
     pub fn forget(&self, node: NodeId) {
         if let Some(Node::File(slot, ino)) = node.node() {
             self.index.write().forget(slot, ino);
+            self.open.forget_removed(node);
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! What always holds: an inode is in one mode while it's open, passthrough with one backing id or data
 //! through the daemon; the kernel answers EIO to any mix (fs/fuse/iomode.c). A record stays after the last
-//! close as long as there's room for it (the next open then costs no system call), unless the file was
-//! removed.
+//! close as long as there's room for it (the next open then costs no system call). A file that was removed is
+//! held until the kernel forgets its node: whoever had found it before can still open it, and its inode
+//! number can't become another file's while the kernel knows it.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -17,7 +18,7 @@ use rustix::io::Errno;
 use slab::Slab;
 
 use super::attr::stat_fd;
-use super::{Error, Fs, NodeId, Result, proc_path};
+use super::{DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::Passthrough;
 use crate::index::{FileRef, Kind, Node, Slot};
 use crate::io::{IoFile, Registered};
@@ -76,6 +77,8 @@ type Shard = HashMap<NodeId, (Arc<OpenNode>, usize)>;
 pub(super) struct OpenTable {
     shards: Vec<Mutex<Shard>>,
     idle: Mutex<LruCache<NodeId, Arc<OpenNode>>>,
+    /// Removed files whose nodes the kernel hasn't forgotten yet.
+    removed: Mutex<LruCache<NodeId, Arc<OpenNode>>>,
     handles: RwLock<Slab<Arc<Handle>>>,
 }
 
@@ -84,6 +87,7 @@ impl OpenTable {
         OpenTable {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             idle: Mutex::new(LruCache::new(idle)),
+            removed: Mutex::new(LruCache::new(idle)),
             handles: RwLock::new(Slab::new()),
         }
     }
@@ -98,7 +102,8 @@ impl OpenTable {
         if let Some((open, _)) = self.shard(node).lock().get(&node) {
             return Some(open.clone());
         }
-        self.idle.lock().get(&node).cloned()
+        let idle = self.idle.lock().get(&node).cloned();
+        idle.or_else(|| self.removed.lock().get(&node).cloned())
     }
 
     /// The record, with one more open of it.
@@ -108,9 +113,10 @@ impl OpenTable {
             *count += 1;
             return Some(open.clone());
         }
-        let idle = self.idle.lock().pop(&node)?;
-        shard.insert(node, (idle.clone(), 1));
-        Some(idle)
+        let idle = self.idle.lock().pop(&node);
+        let kept = idle.or_else(|| self.removed.lock().get(&node).cloned())?;
+        shard.insert(node, (kept.clone(), 1));
+        Some(kept)
     }
 
     /// Enters a record with its first open. If somebody was faster, theirs is taken.
@@ -137,9 +143,22 @@ impl OpenTable {
         drop(dropped);
     }
 
-    /// The file was removed: nothing is kept of it beyond its last close.
+    /// The file was removed: nothing is kept of it for a next open.
     pub(super) fn forget_idle(&self, node: NodeId) {
         let dropped = self.idle.lock().pop(&node);
+        drop(dropped);
+    }
+
+    /// The file was removed: it's held until the kernel forgets its node.
+    fn hold_removed(&self, open: Arc<OpenNode>) {
+        self.forget_idle(open.node);
+        let dropped = self.removed.lock().push(open.node, open);
+        drop(dropped);
+    }
+
+    /// The kernel has forgotten the node.
+    pub(super) fn forget_removed(&self, node: NodeId) {
+        let dropped = self.removed.lock().pop(&node);
         drop(dropped);
     }
 
@@ -287,6 +306,26 @@ impl Fs {
             let stat = stat_fd(&fd).map_err(Error::on(slot))?;
             if self.is_file(&stat, file) { Ok((fd, stat)) } else { Err(Errno::STALE.into()) }
         })
+    }
+
+    /// The file that is about to lose this name, to be held when it has. `None` if it isn't the file.
+    pub(super) fn before_removal(&self, dir: &DirFd, name: &[u8], file: FileRef) -> Option<Arc<OpenNode>> {
+        if let Some(open) = self.open.find(file.node()) {
+            return Some(open);
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(dir, name, flags, Mode::empty()).ok()?;
+        let stat = stat_fd(&fd).ok()?;
+        self.is_file(&stat, file).then(|| Arc::new(OpenNode::new(file.node(), file.slot, fd, false)))
+    }
+
+    /// The file has lost a name.
+    pub(super) fn after_removal(&self, file: FileRef, held: Option<Arc<OpenNode>>) {
+        match held {
+            Some(open) => self.open.hold_removed(open),
+            None => self.open.forget_idle(file.node()),
+        }
+        self.decisions.lock().pop(&file.node());
     }
 
     /// A descriptor of a node, open or not, that attributes can be set through.

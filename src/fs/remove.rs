@@ -51,6 +51,7 @@ impl Fs {
         let (entry, What::File(file)) = found else { return Err(Errno::ISDIR.into()) };
         self.remove_copies(dir, name, shadows)?;
         let fd = self.dir_fd(file.slot, dir)?;
+        let held = self.before_removal(&fd, name, file);
         match rustix::fs::unlinkat(&fd, name, AtFlags::empty()) {
             Ok(()) => {}
             // Removed behind the mount's back: the index learns of it, the client gets what a disk says.
@@ -62,8 +63,7 @@ impl Fs {
             Err(e) => return Err(Error::on(file.slot)(e)),
         }
         self.index.write().remove(entry);
-        self.open.forget_idle(file.node());
-        self.decisions.lock().pop(&file.node());
+        self.after_removal(file, held);
         Ok(())
     }
 

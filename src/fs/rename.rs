@@ -138,6 +138,10 @@ impl Fs {
             None => None,
         };
         self.remove_copies(from.0, from.1, source.shadows)?;
+        let held = replaced.and_then(|(_, other)| {
+            let dir = self.dir_fd(other.slot, to.0).ok()?;
+            self.before_removal(&dir, to.1, other)
+        });
         names.rename(file.slot, RenameFlags::empty())?;
 
         // From here on the new name is the file. What stays behind of the old one is a shadow.
@@ -158,8 +162,7 @@ impl Fs {
         index.set_shadows(source.entry, left);
         drop(index);
         if let Some((_, other)) = replaced {
-            self.open.forget_idle(other.node());
-            self.decisions.lock().pop(&other.node());
+            self.after_removal(other, held);
         }
         Ok(())
     }

@@ -127,8 +127,10 @@ fn xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Not ATOMIC_O_TRUNC, which would save an overwrite one request: the kernel sends the truncation before
+        // it looks whether the file is being executed (do_open in fs/namei.c), so open(O_RDONLY | O_TRUNC) of a
+        // running program would destroy it and then fail with ETXTBSY.
         let wanted = [
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_PARALLEL_DIROPS,
             // Without it every passthrough write asks for security.capability.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
@@ -330,7 +332,7 @@ impl Filesystem for Adapter {
     ) {
         let done = Box::new(move |result: io::Result<&[u8]>| match result {
             Ok(data) => reply.data(data),
-            Err(e) => reply.error(io_errno(&e)),
+            Err(e) => reply.error(io_errno(Op::Read, &e)),
         });
         let _ = self.run_infallible(Op::Read, |fs| fs.read(fh.0, offset, size, done));
     }
@@ -349,7 +351,7 @@ impl Filesystem for Adapter {
     ) {
         let done = Box::new(move |result: io::Result<usize>| match result {
             Ok(written) => reply.written(written as u32),
-            Err(e) => reply.error(io_errno(&e)),
+            Err(e) => reply.error(io_errno(Op::Write, &e)),
         });
         let _ = self.run_infallible(Op::Write, |fs| fs.write(fh.0, offset, data, done));
     }
@@ -528,6 +530,10 @@ impl Filesystem for Adapter {
     }
 }
 
-fn io_errno(e: &io::Error) -> Errno {
-    Errno::from_i32(e.raw_os_error().unwrap_or(libc::EIO))
+fn io_errno(op: Op, e: &io::Error) -> Errno {
+    let errno = Errno::from_i32(e.raw_os_error().unwrap_or(libc::EIO));
+    if errno.code() == libc::EIO {
+        tracing::warn!("{}: {e}", op.name());
+    }
+    errno
 }

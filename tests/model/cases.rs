@@ -15,7 +15,7 @@ use crate::ops::{At, Op};
 use crate::stress::settled;
 
 const ROOT: NodeId = NodeId::ROOT;
-const TIMES: usize = 1500;
+const TIMES: usize = 400;
 
 fn mkdir(fs: &Fs, dir: NodeId, name: &str) -> NodeId {
     fs.mkdir(&caller(false), dir, name.as_bytes(), 0o755).unwrap().node
@@ -181,7 +181,7 @@ fn a_file_is_closed_while_it_is_removed() {
         |_| handles.lock().drain(..).for_each(|fh| fs.release(fh)),
         |_| names.iter().for_each(|name| fs.unlink(ROOT, name.as_bytes()).unwrap()),
     );
-    let kept = removed_and_open(disks.temp.path());
+    let kept = removed_and_open(&fs, disks.temp.path());
     assert!(kept.is_empty(), "removed, and still held open: {kept:?}");
     assert!(raw_tree(&disks.dirs).is_empty());
 }

@@ -84,7 +84,7 @@ impl Harness {
         let own = self.fs().lookup(NodeId::ROOT, kvfs::backing::MARKER.as_bytes()).map(|attr| attr.node);
         prop_assert_eq!(own.map_err(|e| e.errno()), Err(Errno::NOENT), "the marker is kvfs's own");
         if self.handles.is_empty() {
-            let kept = removed_and_open(self.disks.temp.path());
+            let kept = removed_and_open(self.fs(), self.disks.temp.path());
             prop_assert!(kept.is_empty(), "removed, and still held open: {kept:?}");
         }
         Ok(())

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use kvfs::backing::{self, MARKER, MinFree};
 use kvfs::fs::{Attr, Caller, Fs, Options, prepare_process};
-use kvfs::index::{Kind, Node, NodeId};
+use kvfs::index::{Kind, Node, NodeId, PackedIno, Slot};
 use kvfs::io::Engine;
 use kvfs::placement::policy_by_name;
 use proptest::prelude::*;
@@ -257,13 +257,13 @@ impl Harness {
 pub(crate) fn read(fs: &Fs, fh: u64, offset: u64, len: u32) -> std::io::Result<Vec<u8>> {
     let (send, receive) = std::sync::mpsc::channel();
     fs.read(fh, offset, len, Box::new(move |done| drop(send.send(done.map(<[u8]>::to_vec)))));
-    receive.recv().unwrap()
+    receive.recv_timeout(Duration::from_secs(30)).expect("the engine answers")
 }
 
 pub(crate) fn write(fs: &Fs, fh: u64, offset: u64, data: &[u8]) -> std::io::Result<usize> {
     let (send, receive) = std::sync::mpsc::channel();
     fs.write(fh, offset, data, Box::new(move |done| drop(send.send(done))));
-    receive.recv().unwrap()
+    receive.recv_timeout(Duration::from_secs(30)).expect("the engine answers")
 }
 
 /// The entries of a directory, in portions of `chunk`: name, kind, node.
@@ -287,8 +287,9 @@ pub(crate) fn list(fs: &Fs, dir: NodeId, chunk: usize) -> kvfs::fs::Result<Vec<(
 }
 
 /// What stays open in this process though it's removed, below `dir`. By the number of links: a path says
-/// "(deleted)" of a file too that has another name left.
-pub(crate) fn removed_and_open(dir: &Path) -> Vec<(PathBuf, fs::FileType)> {
+/// "(deleted)" of a file too that has another name left. A removed file may be held until the kernel forgets
+/// its node, which is done here for all of them.
+pub(crate) fn removed_and_open(fs: &Fs, dir: &Path) -> Vec<(PathBuf, fs::FileType)> {
     let started = Instant::now();
     loop {
         let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
@@ -296,12 +297,17 @@ pub(crate) fn removed_and_open(dir: &Path) -> Vec<(PathBuf, fs::FileType)> {
             .filter_map(|fd| {
                 let path = fs::read_link(fd.path()).ok().filter(|path| path.starts_with(dir))?;
                 let meta = fs::metadata(fd.path()).ok()?;
-                (meta.nlink() == 0).then(|| (path, meta.file_type()))
+                (meta.nlink() == 0).then_some((path, meta))
             })
             .collect();
+        for ((_, meta), slot) in left.iter().flat_map(|l| (0..BACKINGS as u8).map(move |slot| (l, slot))) {
+            if let Some(ino) = PackedIno::plain(meta.ino()) {
+                fs.forget(NodeId::file(Slot(slot), ino));
+            }
+        }
         // An engine lets go of a file a moment after it has answered.
         if left.is_empty() || started.elapsed() > Duration::from_secs(2) {
-            return left;
+            return left.into_iter().map(|(path, meta)| (path, meta.file_type())).collect();
         }
         std::thread::sleep(Duration::from_millis(1));
     }

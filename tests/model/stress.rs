@@ -263,7 +263,7 @@ pub(crate) fn settled(disks: &Disks, fs: Fs) {
     let before = indexed(&fs);
     compare(&before, &raw_tree(&disks.dirs), &fs);
     assert_eq!(fs.handles_open(), 0);
-    let kept = removed_and_open(disks.temp.path());
+    let kept = removed_and_open(&fs, disks.temp.path());
     assert!(kept.is_empty(), "removed, and still held open: {kept:?}");
 
     let dirs = before.iter().filter(|(_, (kind, _))| *kind == Kind::Dir).map(|(_, (_, node))| *node);
@@ -338,7 +338,7 @@ fn still_works(fs: &Fs, dir: NodeId) {
 
 /// A few rounds with other numbers each; `KVFS_STRESS_ROUNDS` makes it more.
 fn rounds(first: u64) -> std::ops::Range<u64> {
-    let rounds = std::env::var("KVFS_STRESS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
+    let rounds = std::env::var("KVFS_STRESS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
     first..first + rounds
 }
 

@@ -1,5 +1,8 @@
 //! open(2): every flag, on names that exist, don't, are directories or links.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use libc::*;
 
 use super::{Side, parity};
@@ -20,7 +23,8 @@ parity!(
     tmpfile,
     modes_and_umask,
     bad_flags,
-    through_links
+    through_links,
+    running_program
 );
 
 fn existing(s: &mut Side) {
@@ -53,6 +57,21 @@ fn exclusive(s: &mut Side) {
     s.fd("dangling link", sys::open(s.p("l"), O_RDWR | O_CREAT | O_EXCL, 0o640));
     s.dir("d");
     s.fd("directory", sys::open(s.p("d"), O_RDWR | O_CREAT | O_EXCL, 0o640));
+}
+
+/// A program that runs can't be written or cut off, and goes on.
+fn running_program(s: &mut Side) {
+    let program = s.file("cat", &std::fs::read("/bin/cat").unwrap());
+    sys::chmod(&program, 0o755).unwrap();
+    let mut child = Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    for flags in [O_WRONLY, O_RDWR, O_RDONLY | O_TRUNC, O_WRONLY | O_TRUNC] {
+        s.fd(format!("{flags:#o}"), sys::open(&program, flags, 0));
+    }
+    s.note("truncate", sys::truncate(&program, 0));
+    child.stdin.take().unwrap().write_all(b"still here").unwrap();
+    let said = child.wait_with_output().unwrap();
+    s.note("goes on", (said.status.code(), String::from_utf8(said.stdout)));
+    s.look("after", "cat");
 }
 
 fn truncating(s: &mut Side) {
