@@ -1,7 +1,8 @@
 """What is compared: the same backings, bare and behind each filesystem.
 
-A client's number is its rank: its files lie on drive `rank % drives`, in every subject.
-Each subject has folders of its own on the drives, so that none sees another's files.
+A client's number is its rank: its files lie on drive `rank % drives`, in every subject, and in a
+directory of their own: the kernel lets creates in one directory of any FUSE filesystem wait for each
+other. Each subject has folders of its own on the drives, so that none sees another's files.
 """
 
 import os
@@ -44,14 +45,27 @@ class Raw:
                 os.unlink(entry.path)
 
 
-class Kvfs(Raw):
+class Behind(Raw):
+    """A filesystem over the drives, with a directory per rank."""
+
+    def __init__(self, drives, folder):
+        super().__init__(drives, folder)
+        self.point = drives.root / f"mnt-{folder}"
+        for rank, backing in enumerate(self.backings):
+            (backing / f"rank{rank}").mkdir()
+
+    def directories(self):
+        return [self.point / f"rank{rank}" for rank in range(len(self.backings))]
+
+
+class Kvfs(Behind):
     """kvfs over the drives; `passthrough` as its option of that name."""
 
     def __init__(self, drives, folder, kvfs, passthrough):
         super().__init__(drives, folder)
         self.name = "kvfs" if passthrough == "auto" else f"kvfs, passthrough {passthrough}"
         root = drives.root
-        self.mount = Mount(kvfs, root / f"mnt-{folder}", self.backings, root / f"{folder}.log",
+        self.mount = Mount(kvfs, self.point, self.backings, root / f"{folder}.log",
                            ["--passthrough", passthrough, "--min-free", "16M"])
 
     def __enter__(self):
@@ -62,11 +76,8 @@ class Kvfs(Raw):
     def __exit__(self, *_):
         self.mount.tear_down()
 
-    def directories(self):
-        return [self.mount.point]
 
-
-class Mergerfs(Raw):
+class Mergerfs(Behind):
     """mergerfs over the drives, with the caching that suits it.
 
     It has no rule by rank: each rank has a directory that exists on one drive only, and
@@ -79,10 +90,7 @@ class Mergerfs(Raw):
 
     def __init__(self, drives, folder):
         super().__init__(drives, folder)
-        self.point = drives.root / f"mnt-{folder}"
         self.point.mkdir()
-        for rank, backing in enumerate(self.backings):
-            (backing / f"rank{rank}").mkdir()
 
     def __enter__(self):
         branches = ":".join(map(str, self.backings))
@@ -104,8 +112,6 @@ class Mergerfs(Raw):
         except subprocess.TimeoutExpired:
             self.process.kill()
 
-    def directories(self):
-        return [self.point / f"rank{rank}" for rank in range(len(self.backings))]
 
 
 def subjects(drives, kvfs, prefix):

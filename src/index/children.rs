@@ -43,6 +43,21 @@ impl Children {
         }
     }
 
+    /// Inserts the entries from `first` to `last`.
+    pub(super) fn insert_run(&mut self, first: u32, last: u32) {
+        if let Children::Few(list) = self
+            && list.len() + (last - first) as usize >= SMALL
+        {
+            *self = Children::Many(Box::new(list.iter().copied().collect()));
+        }
+        match self {
+            Children::Few(_) => (first..=last).for_each(|entry| self.insert(entry)),
+            Children::Many(set) => {
+                set.insert_range(first..=last);
+            }
+        }
+    }
+
     pub(super) fn remove(&mut self, entry: u32) {
         match self {
             Children::Few(list) => {
@@ -95,6 +110,12 @@ mod tests {
             children.remove(entry);
         }
         assert!(children.is_empty() && matches!(children, Children::Few(_)));
+        children.insert_run(3, 5);
+        children.insert_run(1000, 2000);
+        assert!(matches!(children, Children::Many(_)));
+        assert_eq!(children.from(4).take(3).collect::<Vec<_>>(), [4, 5, 1000]);
+        assert_eq!(children.from(0).count(), 3 + 1001);
+        let mut children = Children::default();
         for entry in [5, 1, 9, 5] {
             children.insert(entry);
         }

@@ -23,11 +23,13 @@ pub(super) struct Taken {
 /// Fills an index.
 pub(super) struct Loader {
     pending: Vec<Pending>,
+    /// The last entries, of one directory and without a gap, that the directory doesn't have yet.
+    run: Option<(DirId, u32, u32)>,
 }
 
 impl Loader {
     pub(super) fn new() -> Loader {
-        Loader { pending: (0..SHARDS).map(|_| Vec::new()).collect() }
+        Loader { pending: (0..SHARDS).map(|_| Vec::new()).collect(), run: None }
     }
 
     /// What hashes names for this index.
@@ -47,16 +49,29 @@ impl Loader {
     ) -> Result<(), AddError> {
         let entry = index.new_entry(dir, name, What::File(file))?;
         index.files[file.slot.index()] += 1;
-        if let Some(dir) = index.dirs.get_mut(&dir) {
-            dir.children.insert(entry.0);
+        match &mut self.run {
+            Some((same, _, last)) if *same == dir && *last + 1 == entry.0 => *last = entry.0,
+            _ => {
+                self.end_run(index);
+                self.run = Some((dir, entry.0, entry.0));
+            }
         }
         let hash = hash_in(dir, hash);
         self.pending[shard(hash)].push((hash, entry.0));
         Ok(())
     }
 
+    fn end_run(&mut self, index: &mut Index) {
+        if let Some((dir, first, last)) = self.run.take()
+            && let Some(dir) = index.dirs.get_mut(&dir)
+        {
+            dir.children.insert_run(first, last);
+        }
+    }
+
     /// Enters all names. Those that were taken are the caller's to judge and to `discard`.
-    pub(super) fn finish(self, index: &mut Index) -> Vec<Taken> {
+    pub(super) fn finish(mut self, index: &mut Index) -> Vec<Taken> {
+        self.end_run(index);
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
         let (entries, names, hasher) = (&index.entries, &index.names, &index.hasher);
         let mut work: Vec<(&mut HashTable<u32>, Pending)> =
