@@ -34,8 +34,8 @@ pub(super) struct MountArgs {
     #[arg(short, long)]
     foreground: bool,
 
-    /// Where the log goes: a file, `journal` or `stderr` [default in the background: the journal, or
-    /// /var/log/kvfs.log where there is none]
+    /// Where the log goes: a file, `journal` or `stderr` [default in the background: the journal; where there
+    /// is none /var/log/kvfs.log, or an ordinary user's $XDG_RUNTIME_DIR/kvfs/kvfs.log]
     #[arg(long, value_name = "DEST")]
     log: Option<LogTo>,
 
@@ -152,7 +152,6 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     };
     let fs = Arc::new(Fs::new(backings, options, engine, show_progress()).map_err(Failure::other)?);
     let session = Session::start(&fs, config)?;
-    made.keep();
     tell_scan(&fs);
     fs.set_invalidator(session.invalidator());
     let mounted = session.mounted();
@@ -169,6 +168,8 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     let control = Server::start(mounted.device, status)
         .map_err(|e| Failure::other(format!("the control socket can't be made: {e}")))
         .inspect_err(|_| mounted.detach())?;
+    // Nothing fails from here on: what was made for the mount stays.
+    made.keep();
     unmount_on_signal(signals, mounted.clone());
     tracing::info!("mounted at {}", config.mount_point.display());
     // The kernel queues what is asked until `run` reads it.

@@ -12,7 +12,6 @@ use rustix::io::Errno;
 use super::attr::{Attr, stat_at, stat_fd};
 use super::creds::{Acting, keeping_setgid};
 use super::{Caller, DirFd, Entry, Error, Fs, NodeId, Opened, Result, check_new_name, proc_path};
-
 use crate::index::{DirId, FileRef, Kind, Slot, SlotSet, What};
 use crate::placement::{Asker, Decision, Reason, Target, rendezvous};
 
