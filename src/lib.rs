@@ -7,6 +7,7 @@ pub mod backing;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod direct;
 pub mod fs;
 pub mod fuse;
 pub mod index;

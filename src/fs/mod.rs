@@ -11,11 +11,13 @@ mod creds;
 mod data;
 mod dirs;
 mod error;
+mod gate;
 mod link;
 mod locks;
 mod lookup;
 mod make;
 mod open;
+mod pin;
 mod readdir;
 mod remove;
 mod rename;
@@ -42,6 +44,7 @@ pub use creds::{Caller, prepare_process};
 pub use data::Whence;
 pub use error::{Error, Result};
 pub use open::{Data, Opened};
+pub(crate) use pin::{Passage, Pinned};
 pub use readdir::{DirEntry, DirEntryPlus};
 pub use rename::RenameMode;
 pub use setattr::{SetAttr, SetTime};
@@ -69,6 +72,9 @@ pub const TTL: Duration = Duration::from_secs(24 * 3600);
 /// Placement decisions kept for `kvfs locate`.
 const REMEMBERED_DECISIONS: usize = 16384;
 
+/// Told the node, and the range whose pages may be cached.
+type DataChanged = Box<dyn Fn(NodeId, Option<(u64, u64)>) + Send + Sync>;
+
 /// A name and the attributes of what it stands for.
 pub type Entry = Attr;
 
@@ -88,6 +94,7 @@ pub struct Fs {
     removed_dirs: Mutex<LruCache<DirId, Attr>>,
     scan: Report,
     invalidate: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
+    data_changed: OnceLock<DataChanged>,
     /// What was done and how often.
     pub counters: Counters,
 }
@@ -125,6 +132,7 @@ impl Fs {
             removed_dirs: Mutex::new(LruCache::new(keep(4096))),
             scan,
             invalidate: OnceLock::new(),
+            data_changed: OnceLock::new(),
             counters: Counters::default(),
         })
     }
@@ -137,6 +145,12 @@ impl Fs {
     /// Who tells the kernel to ask again for what it knows of a node.
     pub fn set_invalidator(&self, invalidate: impl Fn(NodeId) + Send + Sync + 'static) {
         let _ = self.invalidate.set(Box::new(invalidate));
+    }
+
+    /// Who tells the kernel that a file has changed without its doing: its attributes, and the pages of a
+    /// range (offset and length in bytes) if it may have any.
+    pub fn set_data_changed(&self, changed: impl Fn(NodeId, Option<(u64, u64)>) + Send + Sync + 'static) {
+        let _ = self.data_changed.set(Box::new(changed));
     }
 
     /// The backings, by slot.

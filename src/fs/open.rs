@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
@@ -18,6 +19,7 @@ use rustix::io::Errno;
 use slab::Slab;
 
 use super::attr::stat_fd;
+use super::gate::Gate;
 use super::{DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::Passthrough;
 use crate::index::{FileRef, Kind, Node, Slot};
@@ -35,6 +37,12 @@ pub(super) struct OpenNode {
     /// The same, for what `O_PATH` can't do; `fd` itself where that was opened for writing.
     writable: OnceLock<OwnedFd>,
     fd_is_writable: bool,
+    /// The same with `O_DIRECT`, for the ioctl path; `None` in it where that's refused.
+    pub(super) direct: OnceLock<Option<OwnedFd>>,
+    /// A number of its own, never used again.
+    pub(super) serial: u64,
+    /// Keeps its truncations apart from transfers of the ioctl path.
+    pub(super) gate: Arc<Gate>,
     /// How its data moves, decided at the first open. The lock is held while the kernel is told.
     mode: Mutex<DataMode>,
 }
@@ -66,6 +74,8 @@ pub struct Opened {
 /// One open.
 pub(super) struct Handle {
     pub(super) node: Arc<OpenNode>,
+    /// `O_RDONLY`, `O_WRONLY` or `O_RDWR`: the kernel doesn't check it for an ioctl.
+    pub(super) access: i32,
     /// Only where data comes to the daemon.
     pub(super) io: Option<Arc<IoFile>>,
 }
@@ -124,6 +134,20 @@ impl OpenTable {
         let mut shard = self.shard(new.node).lock();
         let (open, count) = shard.entry(new.node).or_insert_with(|| (Arc::new(new), 0));
         *count += 1;
+        open.clone()
+    }
+
+    /// One open more of a record that had one when it was found.
+    pub(super) fn hold(&self, open: &Arc<OpenNode>) -> Arc<OpenNode> {
+        let mut shard = self.shard(open.node).lock();
+        if let Some((there, count)) = shard.get_mut(&open.node) {
+            *count += 1;
+            return there.clone();
+        }
+        let idle = self.idle.lock().pop(&open.node);
+        shard.insert(open.node, (open.clone(), 1));
+        drop(shard);
+        drop(idle);
         open.clone()
     }
 
@@ -225,7 +249,10 @@ impl Fs {
     fn finish_open(&self, open: Arc<OpenNode>, flags: i32) -> Result<Opened> {
         let opened = self.prepare_open(&open, flags);
         match opened {
-            Ok((data, io)) => Ok(Opened { fh: self.open.add_handle(Handle { node: open, io }), data }),
+            Ok((data, io)) => {
+                let handle = Handle { node: open, access: flags & libc::O_ACCMODE, io };
+                Ok(Opened { fh: self.open.add_handle(handle), data })
+            }
             Err(e) => {
                 self.open.give_back(open, false);
                 Err(e)
@@ -235,7 +262,7 @@ impl Fs {
 
     fn prepare_open(&self, open: &OpenNode, flags: i32) -> Result<(Data, Option<Arc<IoFile>>)> {
         if flags & libc::O_TRUNC != 0 {
-            truncate(&open.fd, 0).map_err(Error::on(open.slot))?;
+            open.gate.truncating(|| truncate(&open.fd, 0)).map_err(Error::on(open.slot))?;
         }
         let data = self.data_of(open);
         let io = match data {
@@ -341,6 +368,11 @@ impl Fs {
         let Some(handle) = self.open.remove_handle(fh) else { return };
         let node = handle.node.clone();
         drop(handle);
+        self.unpin(node);
+    }
+
+    /// One open less of a file.
+    pub(super) fn unpin(&self, node: Arc<OpenNode>) {
         // A file without a name is not kept.
         let keep = self.has_name(node.node);
         let id = node.node;
@@ -380,7 +412,14 @@ impl NodeFd {
     }
 }
 
+static SERIAL: AtomicU64 = AtomicU64::new(1);
+
 impl OpenNode {
+    /// Whether the kernel moves its data.
+    pub(super) fn is_passthrough(&self) -> bool {
+        matches!(*self.mode.lock(), DataMode::Passthrough(_))
+    }
+
     fn new(node: NodeId, slot: Slot, fd: OwnedFd, fd_is_writable: bool) -> OpenNode {
         OpenNode {
             node,
@@ -388,6 +427,9 @@ impl OpenNode {
             fd,
             writable: OnceLock::new(),
             fd_is_writable,
+            direct: OnceLock::new(),
+            serial: SERIAL.fetch_add(1, Relaxed),
+            gate: Arc::default(),
             mode: Mutex::new(DataMode::Undecided),
         }
     }

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, UTIME_NOW, UTIME
 use rustix::io::Errno;
 
 use super::creds::keeping_setgid;
-use super::open::truncate;
+use super::open::{NodeFd, truncate};
 use super::{Attr, Error, Fs, NodeId, Result, Time, proc_path};
 use crate::index::Node;
 
@@ -41,12 +41,21 @@ pub struct SetAttr {
 }
 
 impl Fs {
+    /// Whether [`Fs::setattr`] would have to wait for transfers to end.
+    pub fn setattr_waits(&self, node: NodeId, set: &SetAttr) -> bool {
+        set.size.is_some() && self.open.find(node).is_some_and(|open| open.gate.is_busy())
+    }
+
     /// Changes attributes, and says what they are then.
     pub fn setattr(&self, node: NodeId, set: &SetAttr) -> Result<Attr> {
         match node.node() {
             Some(Node::File(slot, ino)) => {
                 let fd = self.node_fd(slot, ino)?;
-                apply(fd.fd(), set).map_err(Error::on(slot))?;
+                match (&fd, set.size) {
+                    (NodeFd::Open(open), Some(_)) => open.gate.truncating(|| apply(fd.fd(), set)),
+                    _ => apply(fd.fd(), set),
+                }
+                .map_err(Error::on(slot))?;
                 let stat = super::attr::stat_fd(fd.fd()).map_err(Error::on(slot))?;
                 Ok(Attr::new(node, &stat))
             }

@@ -1,0 +1,264 @@
+//! Registered buffers: whose they are, what may be done with them, and when their memory goes.
+//!
+//! What always holds: an id is random and never 0; only the process that registered a buffer can use or
+//! drop it; its memory goes after the last op that uses it, never before; a user's buffers stay within the
+//! quota, whatever ends them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::abi::{BUF_RD, BUF_WR};
+use super::engine::Direction;
+use super::gpu::GpuBuffer;
+use super::host::Mapping;
+use super::owner::Owner;
+
+/// Where a buffer's bytes are.
+pub(crate) enum Memory {
+    /// In a mapping of the daemon.
+    Host(Mapping),
+    /// On a GPU, in the reach of its worker process.
+    Gpu(GpuBuffer),
+}
+
+/// How much of what one user may register.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Quota {
+    /// Buffers.
+    pub(crate) buffers: u32,
+    /// Bytes in all of them.
+    pub(crate) bytes: u64,
+}
+
+/// A registered buffer.
+pub(crate) struct Buffer {
+    pub(crate) id: u64,
+    pub(crate) owner: Arc<Owner>,
+    /// The open file that it goes with, if it isn't a directory.
+    pub(crate) file: Option<u64>,
+    /// `KVFS_BUF_RD` and `KVFS_BUF_WR`.
+    pub(crate) flags: u32,
+    /// In bytes.
+    pub(crate) length: u64,
+    pub(crate) memory: Memory,
+    state: Mutex<State>,
+    table: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct State {
+    uses: usize,
+    closing: bool,
+    /// Told when the last use has ended.
+    when_idle: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+/// A buffer in use by an op.
+pub(crate) struct Use(Arc<Buffer>);
+
+impl Use {
+    /// The buffer.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.0.memory
+    }
+
+    /// Its id.
+    pub(crate) fn id(&self) -> u64 {
+        self.0.id
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.uses -= 1;
+        if state.uses > 0 {
+            return;
+        }
+        let told = std::mem::take(&mut state.when_idle);
+        drop(state);
+        for tell in told {
+            tell();
+        }
+    }
+}
+
+impl Buffer {
+    /// Takes it into use for an op, if the op is within it and allowed.
+    pub(crate) fn take(self: &Arc<Buffer>, direction: Direction, off: u64, len: u64) -> Result<Use, Errno> {
+        let needed = match direction {
+            Direction::Read => BUF_RD,
+            Direction::Write => BUF_WR,
+        };
+        if self.flags & needed == 0 {
+            return Err(Errno::ACCESS);
+        }
+        match off.checked_add(len) {
+            Some(end) if end <= self.length => {}
+            _ => return Err(Errno::RANGE),
+        }
+        let mut state = self.state.lock();
+        if state.closing {
+            return Err(Errno::NOENT);
+        }
+        state.uses += 1;
+        Ok(Use(self.clone()))
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.table.give_back(self.owner.uid, self.length);
+    }
+}
+
+struct Shared {
+    quota: Quota,
+    /// By user: buffers, and bytes. Counted until the memory is gone.
+    used: Mutex<HashMap<u32, (u32, u64)>>,
+}
+
+impl Shared {
+    fn give_back(&self, uid: u32, length: u64) {
+        let mut used = self.used.lock();
+        if let Some((buffers, bytes)) = used.get_mut(&uid) {
+            *buffers -= 1;
+            *bytes -= length;
+            if *buffers == 0 {
+                used.remove(&uid);
+            }
+        }
+    }
+}
+
+/// Room for one buffer in its user's quota, taken before its memory is.
+pub(crate) struct Reserved {
+    shared: Option<Arc<Shared>>,
+    owner: Arc<Owner>,
+    length: u64,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.take() {
+            shared.give_back(self.owner.uid, self.length);
+        }
+    }
+}
+
+/// All buffers of a mount.
+pub(crate) struct Buffers {
+    shared: Arc<Shared>,
+    by_id: Mutex<HashMap<u64, Arc<Buffer>>>,
+}
+
+impl Buffers {
+    pub(crate) fn new(quota: Quota) -> Buffers {
+        let shared = Arc::new(Shared { quota, used: Mutex::default() });
+        Buffers { shared, by_id: Mutex::default() }
+    }
+
+    /// The quota of each user.
+    pub(crate) fn quota(&self) -> Quota {
+        self.shared.quota
+    }
+
+    /// Takes room for a buffer. `EDQUOT` when its user has no more.
+    pub(crate) fn reserve(&self, owner: &Arc<Owner>, length: u64) -> Result<Reserved, Errno> {
+        let mut used = self.shared.used.lock();
+        let (buffers, bytes) = used.get(&owner.uid).copied().unwrap_or_default();
+        let bytes = bytes.checked_add(length).filter(|b| *b <= self.shared.quota.bytes);
+        let Some(bytes) = bytes.filter(|_| buffers < self.shared.quota.buffers) else {
+            return Err(Errno::DQUOT);
+        };
+        used.insert(owner.uid, (buffers + 1, bytes));
+        Ok(Reserved { shared: Some(self.shared.clone()), owner: owner.clone(), length })
+    }
+
+    /// Enters a buffer, and says its id.
+    pub(crate) fn enter(
+        &self,
+        mut room: Reserved,
+        file: Option<u64>,
+        flags: u32,
+        memory: Memory,
+    ) -> std::io::Result<Arc<Buffer>> {
+        let mut by_id = self.by_id.lock();
+        let id = loop {
+            let id = random()?;
+            if !by_id.contains_key(&id) {
+                break id;
+            }
+        };
+        let (owner, length) = (room.owner.clone(), room.length);
+        let table = room.shared.take().unwrap_or_else(|| self.shared.clone());
+        let state = Mutex::default();
+        let buffer = Arc::new(Buffer { id, owner, file, flags, length, memory, state, table });
+        by_id.insert(id, buffer.clone());
+        Ok(buffer)
+    }
+
+    /// A buffer, whoever's it is.
+    pub(crate) fn find(&self, id: u64) -> Option<Arc<Buffer>> {
+        self.by_id.lock().get(&id).cloned()
+    }
+
+    /// Drops a buffer: it takes no more ops, and its memory goes when the last has ended. `then` is told
+    /// when it has; `Err(BUSY)` at once, and nothing happens, if that isn't now and `wait` is off.
+    pub(crate) fn remove(
+        &self,
+        buffer: &Arc<Buffer>,
+        wait: bool,
+        then: impl FnOnce() + Send + 'static,
+    ) -> Result<(), Errno> {
+        {
+            let mut state = buffer.state.lock();
+            if state.closing {
+                return Err(Errno::NOENT);
+            }
+            if state.uses > 0 && !wait {
+                return Err(Errno::BUSY);
+            }
+            state.closing = true;
+            if state.uses > 0 {
+                state.when_idle.push(Box::new(then));
+                drop(state);
+                self.by_id.lock().remove(&buffer.id);
+                return Ok(());
+            }
+        }
+        self.by_id.lock().remove(&buffer.id);
+        then();
+        Ok(())
+    }
+
+    /// Drops all for which `which` holds, without waiting.
+    pub(crate) fn remove_all(&self, which: impl Fn(&Buffer) -> bool) -> usize {
+        let gone: Vec<_> = self.by_id.lock().values().filter(|b| which(b)).cloned().collect();
+        for buffer in &gone {
+            let _ = self.remove(buffer, true, || {});
+        }
+        gone.len()
+    }
+
+    /// How many there are, and their bytes.
+    pub(crate) fn count(&self) -> (u64, u64) {
+        let by_id = self.by_id.lock();
+        (by_id.len() as u64, by_id.values().map(|b| b.length).sum())
+    }
+}
+
+/// A random number that isn't 0.
+pub(crate) fn random() -> std::io::Result<u64> {
+    loop {
+        let mut bytes = [0u8; 8];
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        match u64::from_ne_bytes(bytes) {
+            0 => {}
+            n => return Ok(n),
+        }
+    }
+}

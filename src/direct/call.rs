@@ -1,0 +1,154 @@
+//! A call under way: the results of its ops, and who waits for them.
+//!
+//! What always holds: a call is answered exactly once, by the op that ends last or by its deadline; an op
+//! that is dropped without a result has failed with EIO; an op that ends after the answer changes nothing
+//! but what it has written.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering::*};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::abi::Path;
+
+/// The result of an op that hasn't ended: no errno and no byte count.
+const PENDING: i64 = i64::MIN;
+
+/// What the waiting client gets.
+pub(crate) struct Outcome {
+    /// By op: bytes, `-errno`, or `-(cuFile code)`.
+    pub(crate) results: Vec<i64>,
+    /// The path that served them; the lowest number if there were several.
+    pub(crate) path: u32,
+}
+
+/// Told once, when the call has ended.
+pub(crate) type Answer = Box<dyn FnOnce(Outcome) + Send>;
+
+/// One ioctl with transfers.
+pub(crate) struct Call {
+    results: Box<[AtomicI64]>,
+    remaining: AtomicUsize,
+    path: AtomicU32,
+    answer: Mutex<Option<Answer>>,
+    deadline: Instant,
+}
+
+impl Call {
+    /// A call of `ops` ops (at least one), which is answered at `deadline` at the latest.
+    pub(crate) fn new(ops: usize, deadline: Instant, answer: Answer) -> Arc<Call> {
+        Arc::new(Call {
+            results: (0..ops).map(|_| AtomicI64::new(PENDING)).collect(),
+            remaining: AtomicUsize::new(ops),
+            path: AtomicU32::new(u32::MAX),
+            answer: Mutex::new(Some(answer)),
+            deadline,
+        })
+    }
+
+    /// The right to end one op. Each op's is to be taken once.
+    pub(crate) fn ticket(self: &Arc<Call>, op: usize) -> Ticket {
+        Ticket { call: self.clone(), op, ended: false }
+    }
+
+    /// When it's answered at the latest.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Answers now: ops that haven't ended get `ETIMEDOUT`. Whether it was this that answered.
+    pub(crate) fn expire(&self) -> bool {
+        self.reply()
+    }
+
+    fn reply(&self) -> bool {
+        let Some(answer) = self.answer.lock().take() else { return false };
+        let result = |r: &AtomicI64| match r.load(Acquire) {
+            PENDING => -i64::from(libc::ETIMEDOUT),
+            result => result,
+        };
+        let path = self.path.load(Relaxed);
+        answer(Outcome {
+            results: self.results.iter().map(result).collect(),
+            path: if path == u32::MAX { Path::None as u32 } else { path },
+        });
+        true
+    }
+
+    fn ended(&self, op: usize, result: i64) {
+        self.results[op].store(result, Release);
+        if self.remaining.fetch_sub(1, AcqRel) == 1 {
+            self.reply();
+        }
+    }
+}
+
+/// The right, and the duty, to end one op of a call.
+pub(crate) struct Ticket {
+    call: Arc<Call>,
+    op: usize,
+    ended: bool,
+}
+
+impl Ticket {
+    /// Ends the op: bytes, `-errno` or `-(cuFile code)`, and the path that it took.
+    pub(crate) fn end(mut self, result: i64, path: Path) {
+        self.ended = true;
+        if path != Path::None {
+            self.call.path.fetch_min(path as u32, Relaxed);
+        }
+        self.call.ended(self.op, result);
+    }
+
+    /// When the client stops waiting.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.call.deadline
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.call.ended(self.op, -i64::from(libc::EIO));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn call(ops: usize) -> (Arc<Call>, mpsc::Receiver<Outcome>) {
+        let (send, receive) = mpsc::channel();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        (Call::new(ops, deadline, Box::new(move |o| send.send(o).unwrap())), receive)
+    }
+
+    #[test]
+    fn the_last_op_answers() {
+        let (call, answer) = call(3);
+        call.ticket(1).end(5, Path::CufileStaged);
+        call.ticket(0).end(7, Path::Bounce);
+        assert!(answer.try_recv().is_err());
+        call.ticket(2).end(-5012, Path::None);
+        let outcome = answer.try_recv().unwrap();
+        assert_eq!((outcome.results, outcome.path), (vec![7, 5, -5012], Path::Bounce as u32));
+    }
+
+    #[test]
+    fn a_dropped_op_has_failed_and_a_late_one_is_timed_out() {
+        let (call, answer) = call(2);
+        drop(call.ticket(0));
+        let late = call.ticket(1);
+        assert!(call.expire());
+        let outcome = answer.try_recv().unwrap();
+        assert_eq!(outcome.results, [-i64::from(libc::EIO), -i64::from(libc::ETIMEDOUT)]);
+        late.end(1, Path::Bounce);
+        assert!(!call.expire());
+        assert!(answer.try_recv().is_err());
+    }
+}

@@ -1,0 +1,4 @@
+//! A client's memfd in the daemon's address space.
+
+/// The registered region.
+pub(crate) struct Mapping;

@@ -1,0 +1,134 @@
+//! An open file as the ioctl path holds it: for longer than the handle may live.
+//!
+//! What always holds: a pinned file is open in the table, whatever the kernel releases meanwhile; so there
+//! is one record of the inode, and one gate between its transfers and its truncations.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags, Statx};
+use rustix::io::Errno;
+
+use super::open::OpenNode;
+use super::{Error, Fs, NodeId, Result, proc_path};
+use crate::index::Slot;
+
+pub(crate) use super::gate::Passage;
+
+/// An open file, kept open.
+pub(crate) struct Pinned {
+    fs: Arc<Fs>,
+    open: Option<Arc<OpenNode>>,
+    access: i32,
+}
+
+impl Fs {
+    /// Keeps the file of a handle open.
+    pub(crate) fn pin(self: &Arc<Fs>, fh: u64) -> Result<Pinned> {
+        let handle = self.open.handle(fh)?;
+        let open = self.open.hold(&handle.node);
+        Ok(Pinned { fs: self.clone(), open: Some(open), access: handle.access })
+    }
+
+    /// Tells the kernel that a file has changed without its doing.
+    pub(crate) fn data_changed(&self, file: &Pinned, offset: u64, len: u64) {
+        if let Some(changed) = self.data_changed.get() {
+            // What the kernel passes through it keeps no pages of.
+            let pages = (!file.open().is_passthrough()).then_some((offset, len));
+            changed(file.node(), pages);
+        }
+    }
+}
+
+impl Pinned {
+    fn open(&self) -> &Arc<OpenNode> {
+        // Only `drop` takes it.
+        self.open.as_ref().unwrap_or_else(|| unreachable!())
+    }
+
+    /// The file.
+    pub(crate) fn node(&self) -> NodeId {
+        self.open().node
+    }
+
+    /// A number that no other file has had since the mount.
+    pub(crate) fn serial(&self) -> u64 {
+        self.open().serial
+    }
+
+    /// Its backing.
+    pub(crate) fn slot(&self) -> Slot {
+        self.open().slot
+    }
+
+    /// Whether the handle it was pinned by may be read.
+    pub(crate) fn readable(&self) -> bool {
+        self.access != libc::O_WRONLY
+    }
+
+    /// Whether the handle it was pinned by may be written.
+    pub(crate) fn writable(&self) -> bool {
+        self.access != libc::O_RDONLY
+    }
+
+    /// The alignment that [`Pinned::direct`] needs of offsets, lengths and memory.
+    pub(crate) fn align(&self) -> u64 {
+        match self.fs.backing(self.slot()).dio_align {
+            // Where the kernel doesn't tell, 4096 fits every drive.
+            0 => 4096,
+            align => u64::from(align),
+        }
+    }
+
+    /// A descriptor with `O_DIRECT`, to read and write where the file allows both. `None` where the backing
+    /// refuses direct I/O.
+    pub(crate) fn direct(&self) -> Result<Option<BorrowedFd<'_>>> {
+        let open = self.open();
+        if let Some(fd) = open.direct.get() {
+            return Ok(fd.as_ref().map(AsFd::as_fd));
+        }
+        let path = proc_path(&open.fd);
+        let flags = OFlags::DIRECT | OFlags::CLOEXEC;
+        let again = |access| rustix::fs::open(&path, flags | access, Mode::empty());
+        let fd: Option<OwnedFd> = match again(OFlags::RDWR).or_else(|_| again(OFlags::RDONLY)) {
+            Ok(fd) => Some(fd),
+            Err(Errno::INVAL) => None,
+            Err(e) => return Err(Error::on(open.slot)(e)),
+        };
+        Ok(open.direct.get_or_init(|| fd).as_ref().map(AsFd::as_fd))
+    }
+
+    /// A descriptor through the page cache, to read and write where the file allows both.
+    pub(crate) fn buffered(&self) -> Result<BorrowedFd<'_>> {
+        Ok(self.open().writable()?.as_fd())
+    }
+
+    /// Attributes of the backing's file.
+    pub(crate) fn stat(&self) -> Result<Statx> {
+        super::attr::stat_fd(&self.open().fd).map_err(Error::on(self.slot()))
+    }
+
+    /// The path of the backing's file as the kernel has it now.
+    pub(crate) fn backing_path(&self) -> Result<Vec<u8>> {
+        let path = rustix::fs::readlink(proc_path(&self.open().fd), Vec::new())?;
+        Ok(path.into_bytes())
+    }
+
+    /// Leave for a transfer to run, if no truncation is under way.
+    pub(crate) fn try_enter(&self) -> Option<Passage> {
+        self.open().gate.try_enter()
+    }
+
+    /// Runs a transfer as soon as no truncation is under way.
+    pub(crate) fn enter(&self, transfer: impl FnOnce(Passage) + Send + 'static) {
+        self.open().gate.enter(transfer);
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.fs.unpin(open);
+        }
+    }
+}
