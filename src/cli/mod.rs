@@ -11,6 +11,7 @@ mod logging;
 mod mount;
 mod status;
 mod umount;
+pub(crate) mod worker;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,8 @@ enum Command {
     Locate(locate::LocateArgs),
     /// Tell what is usable on this machine, what is missing and how to get it
     Doctor(doctor::DoctorArgs),
+    #[command(hide = true)]
+    Worker(worker::WorkerArgs),
 }
 
 /// Parses the command line and runs the subcommand.
@@ -60,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Locate(args) => locate::run(&args),
+        Command::Worker(args) => worker::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
     };
     match result {
