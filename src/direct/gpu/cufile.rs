@@ -6,6 +6,7 @@
 //! can do better, is off. Only whole blocks of 4096 bytes go through it: for the rest it opens the file again
 //! by its path, which may be another file by then.
 
+use std::error::Error;
 use std::ffi::{c_int, c_void};
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -171,7 +172,8 @@ impl Cufile {
     /// Registers a file that's open for direct I/O.
     pub(super) fn register(&self, fd: BorrowedFd<'_>) -> Result<FileHandle, OpenError> {
         let mut handle = std::ptr::null_mut();
-        let mut descr = Descr { kind: OPAQUE_FD, fd: Fd { _handle: std::ptr::null_mut() }, ops: std::ptr::null() };
+        let mut descr =
+            Descr { kind: OPAQUE_FD, fd: Fd { _handle: std::ptr::null_mut() }, ops: std::ptr::null() };
         descr.fd.fd = fd.as_raw_fd();
         // SAFETY: both pointers are to what the call reads and fills in; the caller keeps the descriptor open.
         check("HandleRegister", unsafe { (self.register)(&mut handle, &mut descr) })?;
@@ -209,7 +211,9 @@ impl Cufile {
         debug_assert!((offset | len as u64 | file_off) % ALIGN == 0);
         moved(|| {
             // SAFETY: the library checks handle and address itself; the memory is GPU memory.
-            unsafe { (self.read)(file.0 as *mut c_void, at as *mut c_void, len, file_off as i64, offset as i64) }
+            unsafe {
+                (self.read)(file.0 as *mut c_void, at as *mut c_void, len, file_off as i64, offset as i64)
+            }
         })
     }
 
@@ -225,7 +229,9 @@ impl Cufile {
         debug_assert!((offset | len as u64 | file_off) % ALIGN == 0);
         moved(|| {
             // SAFETY: as in `read`.
-            unsafe { (self.write)(file.0 as *mut c_void, at as *mut c_void, len, file_off as i64, offset as i64) }
+            unsafe {
+                (self.write)(file.0 as *mut c_void, at as *mut c_void, len, file_off as i64, offset as i64)
+            }
         })
     }
 
@@ -242,7 +248,8 @@ fn load(kind: Kind) -> Result<Library, OpenError> {
         // SAFETY: the vendor's library is made to be loaded like this.
         match unsafe { Library::new(name) } {
             Ok(library) => return Ok(library),
-            Err(e) => first = first.or(Some(e.to_string())),
+            // What dlerror(3) says is in the source.
+            Err(e) => first = first.or(Some(e.source().map_or_else(|| e.to_string(), ToString::to_string))),
         }
     }
     Err(OpenError::NoLibrary(first.unwrap_or_default()))
@@ -320,9 +327,13 @@ pub(super) unsafe fn prepare_environment() {
 
 /// The operator's configuration with the compatibility mode switched off. It's JSON with `//` comments.
 fn configuration(text: &str) -> String {
-    let uncommented: String =
-        text.lines().filter(|line| !line.trim_start().starts_with("//")).flat_map(|line| [line, "\n"]).collect();
-    let mut config = serde_json::from_str::<serde_json::Value>(&uncommented).unwrap_or_else(|_| serde_json::json!({}));
+    let uncommented: String = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let mut config =
+        serde_json::from_str::<serde_json::Value>(&uncommented).unwrap_or_else(|_| serde_json::json!({}));
     if !config.is_object() {
         config = serde_json::json!({});
     }

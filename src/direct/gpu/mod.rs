@@ -231,11 +231,10 @@ impl Gpus {
         let add = |now: u64| now.checked_add(allocated).filter(|sum| *sum <= limit);
         worker.counters.allocated.fetch_update(Relaxed, Relaxed, add).map_err(|_| GpuError::Limit)?;
         let recipe = Arc::new(recipe);
-        let (id, made) = worker.register(&recipe, deadline).inspect_err(|_| {
+        let (id, made) = worker.register(&recipe, deadline).inspect_err(|e| {
             worker.counters.allocated.fetch_sub(allocated, Relaxed);
-            if worker.is_missing() {
-                self.workers.lock().remove(&uuid);
-                worker.stop();
+            if matches!(e, GpuError::NoSuchGpu) {
+                self.discard(&worker);
             }
         })?;
         let buffer = GpuBuffer { worker, id, allocated };
@@ -305,6 +304,17 @@ impl Gpus {
         let worker = Worker::new(uuid, start).map_err(|e| GpuError::Worker(e.to_string()))?;
         workers.insert(uuid, worker.clone());
         Ok(worker)
+    }
+
+    /// A GPU isn't there: nothing of it is kept, so that clients can't make us keep much.
+    fn discard(&self, worker: &Arc<Worker>) {
+        let mut workers = self.workers.lock();
+        if worker.counters.buffers.load(Relaxed) == 0
+            && workers.get(&worker.gpu).is_some_and(|known| Arc::ptr_eq(known, worker))
+        {
+            workers.remove(&worker.gpu);
+            worker.stop();
+        }
     }
 
     /// Whether cuFile can read this backing.

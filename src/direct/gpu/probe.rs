@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::cufile::{self, Cufile, Kind};
 use super::cuda::Cuda;
+use super::cufile::{self, Cufile, Kind};
 use super::device::{Address, Device, OpenError};
 use super::executable::Executable;
 use super::hip::Hip;
@@ -75,7 +75,8 @@ pub(crate) fn run(executable: &Executable, hip: bool, dirs: &[PathBuf], deadline
     }
     args.push("--".into());
     args.extend(dirs.iter().map(|dir| dir.clone().into_os_string()));
-    let child = executable.command(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let child =
+        executable.command(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let late = match child {
         Ok(mut child) => {
             let late = listen(&mut child, Instant::now() + deadline, |line| match line {
@@ -98,7 +99,8 @@ pub(crate) fn run(executable: &Executable, hip: bool, dirs: &[PathBuf], deadline
         let _ = fs::remove_file(scratch(dir, &name));
     }
     let missing = if late { Why::ProbeDeadline } else { Why::Worker };
-    let unknown = if late { format!("it took longer than {deadline:?}") } else { "the probe has died".into() };
+    let unknown =
+        if late { format!("it took longer than {deadline:?}") } else { "the probe has died".into() };
     let (gpus, otherwise) = match gpus {
         Some(Ok(gpus)) => (gpus, Finding::new(Path::Bounce, missing, unknown)),
         Some(Err(message)) => (Vec::new(), Finding::new(Path::None, Why::NoGpu, message)),
@@ -125,7 +127,9 @@ fn listen(child: &mut Child, deadline: Instant, mut heard: impl FnMut(Line)) -> 
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(text) => {
-                if let Ok(line) = serde_json::from_str(&text) {
+                // Whatever else is printed there, by a library or a test, isn't ours.
+                let ours = text.find('{').map_or("", |at| &text[at..]);
+                if let Ok(line) = serde_json::from_str(ours) {
                     heard(line);
                 }
             }
@@ -173,7 +177,10 @@ pub(crate) unsafe fn child(name: &str, hip: bool, dirs: &[PathBuf]) -> io::Resul
             let trial = trial.get_or_insert_with(|| Trial::new(&*device, kind));
             trial.as_ref().map_err(Clone::clone)?.with(&*device, file)
         });
-        say(&Line::Dir(n, finding.unwrap_or_else(|| Finding::new(best(kind), Why::Best, "4 MiB came back whole"))))?;
+        say(&Line::Dir(
+            n,
+            finding.unwrap_or_else(|| Finding::new(best(kind), Why::Best, "4 MiB came back whole")),
+        ))?;
     }
     if let Some(Ok(trial)) = trial {
         trial.close();
@@ -221,7 +228,14 @@ fn try_dir(
         Err(e) => return Some(Finding::new(Path::None, Why::Unreadable, e.to_string())),
     };
     let open = |flags| {
-        OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).custom_flags(flags).open(&path)
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .custom_flags(flags)
+            .open(&path)
     };
     let finding = match open(libc::O_DIRECT) {
         Ok(file) => with_cufile(&file).err().map(|(why, detail)| Finding::new(Path::Bounce, why, detail)),
@@ -281,7 +295,11 @@ impl Trial {
         // SAFETY: the memory stays until the stream was waited for.
         unsafe { device.to_host(back.as_mut_ptr(), self.sample, SAMPLE, stream) }.map_err(on_gpu)?;
         device.sync(stream).map_err(on_gpu)?;
-        if back == sent { Ok(()) } else { Err((cufile::why(0), "other bytes came back than were written".into())) }
+        if back == sent {
+            Ok(())
+        } else {
+            Err((cufile::why(0), "other bytes came back than were written".into()))
+        }
     }
 
     fn close(&self) {

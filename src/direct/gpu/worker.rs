@@ -10,7 +10,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
 use std::time::{Duration, Instant};
 
@@ -95,8 +95,6 @@ pub(super) struct Worker {
     pub(super) counters: Arc<Counters>,
     status: Arc<Mutex<WorkerStatus>>,
     next: AtomicU64,
-    /// There is no such GPU.
-    missing: Arc<AtomicBool>,
 }
 
 /// What a worker's process is started with.
@@ -119,7 +117,6 @@ impl Worker {
             counters: Arc::default(),
             status: Arc::new(Mutex::new(WorkerStatus { gpu, ..WorkerStatus::default() })),
             next: AtomicU64::new(1),
-            missing: Arc::default(),
         });
         let keeper = Keeper {
             gpu,
@@ -127,7 +124,6 @@ impl Worker {
             commands: receiver,
             counters: worker.counters.clone(),
             status: worker.status.clone(),
-            missing: worker.missing.clone(),
             process: None,
             known: HashSet::new(),
             files: LruCache::new(files_kept()),
@@ -182,10 +178,6 @@ impl Worker {
         self.tell(Command::Stop);
     }
 
-    pub(super) fn is_missing(&self) -> bool {
-        self.missing.load(Relaxed)
-    }
-
     pub(super) fn status(&self) -> WorkerStatus {
         let mut status = self.status.lock().clone();
         status.buffers = self.counters.buffers.load(Relaxed);
@@ -214,7 +206,6 @@ struct Keeper {
     commands: Receiver<Command>,
     counters: Arc<Counters>,
     status: Arc<Mutex<WorkerStatus>>,
-    missing: Arc<AtomicBool>,
     process: Option<Process>,
     /// Buffers that the process has.
     known: HashSet<u64>,
@@ -373,18 +364,11 @@ impl Keeper {
         let Some(lost) = self.process.as_ref().and_then(Process::lost) else { return };
         let worked = self.process.as_ref().is_some_and(Process::has_worked);
         self.forget_process();
-        match lost {
-            Lost::NoSuchGpu(message) => {
-                self.missing.store(true, Relaxed);
-                self.died(message);
-            }
-            Lost::Died(message) => {
-                if worked {
-                    self.deaths = 0;
-                }
-                self.died(message);
-            }
+        if worked {
+            self.deaths = 0;
         }
+        let (Lost::NoSuchGpu(message) | Lost::Died(message)) = lost;
+        self.died(message);
     }
 
     fn died(&mut self, message: String) {

@@ -108,8 +108,7 @@ impl Memory {
             return Err(Error::Invalid("the buffer isn't within its allocation"));
         }
         let device = &self.shared.device;
-        let whole =
-            length.checked_next_multiple_of(PAGE).ok_or(Error::Invalid("the buffer is too large"))?;
+        let whole = length.checked_next_multiple_of(PAGE).ok_or(Error::Invalid("the buffer is too large"))?;
         let (at, base) = match origin {
             Origin::Ipc(handle) => (self.shared.open(handle)?, Base::Opened(handle)),
             Origin::Fd => {

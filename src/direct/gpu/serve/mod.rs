@@ -95,7 +95,7 @@ pub(crate) unsafe fn run(mut setup: Setup) -> Result<(), ServeError> {
         Err(e) => {
             let missing = matches!(e, OpenError::NoSuchGpu(_));
             if missing && !setup.hip {
-                as_mig_instance(setup.gpu);
+                as_mig_instance(setup.gpu, &channel);
             }
             let message = e.to_string();
             let _ = channel.send(&Reply::NoGpu { missing, message: message.clone() }, &[], || true);
@@ -154,11 +154,15 @@ fn open(setup: &Setup) -> Result<Arc<dyn Device>, OpenError> {
 
 /// A process sees the first MIG instance alone unless its environment names another, when it starts: so it
 /// starts again. Returns if it has tried that.
-fn as_mig_instance(gpu: Uuid) {
+fn as_mig_instance(gpu: Uuid, channel: &Channel) {
     use std::os::unix::process::CommandExt;
     const NAME: &str = "CUDA_VISIBLE_DEVICES";
     let value = format!("MIG-{gpu}");
     if std::env::var_os(NAME).is_some_and(|now| now == *value) {
+        return;
+    }
+    // Where it's looked for.
+    if rustix::stdio::dup2_stdin(channel.as_fd()).is_err() {
         return;
     }
     let mut args = std::env::args_os();
@@ -187,13 +191,14 @@ impl Worker {
         match request {
             Request::Buffer { id, origin, alloc_size, offset, length } => {
                 let cufile = || self.ring().map(|ring| &ring.cufile);
-                let made = self.memory.make(id, origin, fds.into_iter().next(), alloc_size, offset, length, cufile);
+                let made =
+                    self.memory.make(id, origin, fds.into_iter().next(), alloc_size, offset, length, cufile);
                 let fault = made.as_ref().err().and_then(memory::Error::sticky);
-                let outcome = made.map_err(|e| e.refused());
-                self.reply(&Reply::Buffer { id, outcome });
                 if let Some(fault) = fault {
                     self.lost(fault.to_string());
                 }
+                let outcome = made.map_err(|e| e.refused());
+                self.reply(&Reply::Buffer { id, outcome });
             }
             Request::Drop { id } => self.memory.drop(id),
             Request::File { serial, direct, cufile } => self.files.add(serial, fds, direct, cufile),

@@ -205,7 +205,8 @@ mod tests {
             cut(4000, 9000, 4 * K, 1 << 20),
             [(4000, 96, false), (4096, 8192, true), (12288, 712, false)]
         );
-        for (off, len, slot) in [(0, 1, 4096), (1, 100_000, 10_000), (4096, 1 << 20, 16384), (77, 4096, 5000)] {
+        for (off, len, slot) in [(0, 1, 4096), (1, 100_000, 10_000), (4096, 1 << 20, 16384), (77, 4096, 5000)]
+        {
             let pieces = cut(off, len, 4096, slot);
             let mut at = off;
             for (start, len, aligned) in pieces {

@@ -100,11 +100,10 @@ impl Submitter {
             match result {
                 Ok(moved) => part.end(Ok(moved), path),
                 Err(Failure::Code(code)) => part.end(Err(code), path),
+                // First of all the daemon has to hear that nothing more can be asked here.
+                Err(Failure::Device(fault)) if fault.is_sticky() => worker.lost(fault.to_string()),
                 Err(Failure::Device(fault)) => {
                     part.end(Err(libc::EIO), path);
-                    if fault.is_sticky() {
-                        worker.lost(fault.to_string());
-                    }
                     worker.note(format!("GPU {}: {fault}", worker.setup.gpu));
                 }
             }
@@ -176,7 +175,13 @@ impl Submitter {
         match part.direction {
             Direction::Read => {
                 let moved = all(part.len, |done| {
-                    cufile.read(file, ring.base, offset + done as u64, part.len - done, part.file_off + done as u64)
+                    cufile.read(
+                        file,
+                        ring.base,
+                        offset + done as u64,
+                        part.len - done,
+                        part.file_off + done as u64,
+                    )
                 })?;
                 if moved > 0 {
                     lane.device.within(part.at, slot, moved, lane.stream)?;
@@ -188,7 +193,13 @@ impl Submitter {
                 lane.device.within(slot, part.at, part.len, lane.stream)?;
                 lane.device.sync(lane.stream)?;
                 Ok(all(part.len, |done| {
-                    cufile.write(file, ring.base, offset + done as u64, part.len - done, part.file_off + done as u64)
+                    cufile.write(
+                        file,
+                        ring.base,
+                        offset + done as u64,
+                        part.len - done,
+                        part.file_off + done as u64,
+                    )
                 })?)
             }
         }

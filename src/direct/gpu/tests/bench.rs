@@ -251,11 +251,9 @@ impl Client {
         assert!(bytes.len() <= self.len);
         // SAFETY: libcuda.c's signature; the bytes are there.
         let code = unsafe {
-            self.library.get::<unsafe extern "C" fn(u64, *const u8, usize) -> i32>(b"cuMemcpyHtoD_v2").unwrap()(
-                self.at,
-                bytes.as_ptr(),
-                bytes.len(),
-            )
+            self.library
+                .get::<unsafe extern "C" fn(u64, *const u8, usize) -> i32>(b"cuMemcpyHtoD_v2")
+                .unwrap()(self.at, bytes.as_ptr(), bytes.len())
         };
         assert_eq!(code, 0);
     }
@@ -263,13 +261,12 @@ impl Client {
     pub(super) fn get(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.len];
         // SAFETY: libcuda.c's signature; the bytes are there.
-        let code = unsafe {
-            self.library.get::<unsafe extern "C" fn(*mut u8, u64, usize) -> i32>(b"cuMemcpyDtoH_v2").unwrap()(
-                bytes.as_mut_ptr(),
-                self.at,
-                bytes.len(),
-            )
-        };
+        let code =
+            unsafe {
+                self.library
+                    .get::<unsafe extern "C" fn(*mut u8, u64, usize) -> i32>(b"cuMemcpyDtoH_v2")
+                    .unwrap()(bytes.as_mut_ptr(), self.at, bytes.len())
+            };
         assert_eq!(code, 0);
         bytes
     }
@@ -332,7 +329,7 @@ impl Gpus {
                 file_off: m.file_off,
                 len: m.len,
                 deadline: Instant::now() + self.options.deadline,
-                told: Box::new(move |result, path| drop(send.send((n, result, path)))),
+                told: Box::new(move |result, path| send.send((n, result, path)).unwrap_or(())),
             }
         });
         buffer.worker.submit(buffer.id, jobs.collect());
@@ -352,7 +349,9 @@ impl Gpus {
 
 /// Bytes that tell where they belong.
 pub(super) fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    (0..len as u64).map(|i| (i.wrapping_add(seed << 20).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+    (0..len as u64)
+        .map(|i| (i.wrapping_add(seed << 20).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
+        .collect()
 }
 
 /// A memfd with these bytes: what a VMM allocation's descriptor is to the stand-in.

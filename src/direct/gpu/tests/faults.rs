@@ -25,7 +25,10 @@ fn a_worker_that_dies_fails_its_batch_and_the_next_one_goes_on() {
     assert!(batch[..2].iter().all(|(result, _)| *result == EIO), "{batch:?}");
     bench.faults("");
     until("it's noticed", || gpus.status().workers[0].restarts == 1);
-    assert_eq!(gpus.run(&granted.buffer, &file, &[read(0, 0, 4 * SLOT)])[0], (4 * SLOT as i64, Path::CufileStaged));
+    assert_eq!(
+        gpus.run(&granted.buffer, &file, &[read(0, 0, 4 * SLOT)])[0],
+        (4 * SLOT as i64, Path::CufileStaged)
+    );
     assert!(client.get() == content);
     // The dead worker's own memory is gone; the buffer says so instead of moving anything.
     let gone = gpus.run(&own.buffer, &file, &[read(0, 0, 4096)]);
@@ -151,8 +154,10 @@ fn what_cannot_be_read_is_an_error() {
     let mut file = bench.file(&vec![1; 2 * SLOT]);
     {
         let file = std::sync::Arc::get_mut(&mut file).unwrap();
-        let path = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file.buffered)));
-        let open = |flags| std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path.as_ref().unwrap());
+        let path =
+            std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file.buffered)));
+        let open =
+            |flags| std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path.as_ref().unwrap());
         (file.direct, file.buffered) = (Some(open(libc::O_DIRECT).unwrap()), open(0).unwrap());
     }
     for m in [write(0, 0, 2 * SLOT), write(0, 1, 5), write(10, 3, SLOT)] {

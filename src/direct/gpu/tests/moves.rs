@@ -44,7 +44,8 @@ fn compare(bench: &Bench, gpus: &Gpus, granted: &Granted, client: &Client, by_cu
         let blocks = (m.file_off + m.len) / 4096 > m.file_off.div_ceil(4096);
         let want = by_cufile.filter(|_| blocks).unwrap_or(Path::Bounce);
         // A buffer's offset that isn't a block's can't be cuFile's own: that goes by the ring.
-        let skewed = want == Path::CufileDirect && (m.buf_off + m.file_off.next_multiple_of(4096) - m.file_off) % 4096 != 0;
+        let skewed = want == Path::CufileDirect
+            && (m.buf_off + m.file_off.next_multiple_of(4096) - m.file_off) % 4096 != 0;
         assert_eq!(path, if skewed { Path::CufileStaged } else { want }, "{m:?}");
     }
     for (n, m) in moves(file_len, client.len).into_iter().enumerate() {
@@ -152,7 +153,9 @@ fn many_at_once_over_many_files() {
     let answers: Vec<_> = files
         .iter()
         .enumerate()
-        .map(|(n, file)| gpus.start(&granted.buffer, file, &[read(n * 5000, 0, 4096), read(n * 5000 + 4096, 4096, 904)]))
+        .map(|(n, file)| {
+            gpus.start(&granted.buffer, file, &[read(n * 5000, 0, 4096), read(n * 5000 + 4096, 4096, 904)])
+        })
         .collect();
     for answer in answers {
         assert_eq!(answer.iter().map(|(_, result, _)| result).sum::<i64>(), 5000);
