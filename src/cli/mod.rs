@@ -4,6 +4,7 @@
 //! of that fault's own (`exit`).
 
 mod background;
+mod bind_socket;
 pub mod doctor;
 mod exit;
 mod locate;
@@ -37,6 +38,9 @@ enum Command {
     Status(status::StatusArgs),
     /// Tell where files are: the backing, the real path, and why they were placed there
     Locate(locate::LocateArgs),
+    /// Bind the daemon's socket in a mount
+    #[command(hide = true)]
+    BindSocket(bind_socket::BindSocketArgs),
     /// Tell what is usable on this machine, what is missing and how to get it
     Doctor(doctor::DoctorArgs),
 }
@@ -60,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Locate(args) => locate::run(&args),
+        Command::BindSocket(args) => bind_socket::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
     };
     match result {

@@ -209,6 +209,9 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     // Nothing fails from here on: what was made for the mount stays.
     made.keep();
     unmount_on_signal(signals, mounted.clone());
+    if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
+        tracing::warn!("no socket for descriptors in the mount: {e}");
+    }
     tracing::info!("mounted at {}", config.mount_point.display());
     // The kernel queues what is asked until `run` reads it.
     parent.ready();

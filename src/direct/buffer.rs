@@ -13,13 +13,13 @@ use rustix::io::Errno;
 use super::abi::{BUF_RD, BUF_WR};
 use super::engine::Direction;
 use super::gpu::GpuBuffer;
-use super::host::Mapping;
+use super::host::HostBuffer;
 use super::owner::Owner;
 
 /// Where a buffer's bytes are.
 pub(crate) enum Memory {
     /// In a mapping of the daemon.
-    Host(Mapping),
+    Host(HostBuffer),
     /// On a GPU, in the reach of its worker process.
     Gpu(GpuBuffer),
 }

@@ -18,11 +18,13 @@ pub(crate) mod owner;
 mod query;
 mod readahead;
 mod register;
+mod socket;
 mod stats;
 mod tokens;
 mod transfer;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,8 +40,10 @@ use gpu::{GpuOptions, Gpus};
 use host::HostEngine;
 use owner::{Owner, Owners};
 use readahead::Readahead;
+use socket::Sent;
 use tokens::Tokens;
 
+pub(crate) use socket::bind_here as bind_socket;
 pub use stats::{DirectStatus, OpCounts};
 
 /// What the fast path is to do.
@@ -103,6 +107,7 @@ pub struct Direct {
     tokens: Arc<Tokens>,
     deadlines: Arc<Deadlines>,
     readahead: Readahead,
+    sent: Arc<Sent>,
     counts: Arc<stats::Counts>,
     /// `kvfs_query.session`.
     session: u64,
@@ -144,10 +149,12 @@ impl Direct {
         let quota = Quota { buffers: options.buffers, bytes: options.buffer_bytes };
         let buffers = Arc::new(Buffers::new(quota));
         let tokens = Arc::new(Tokens::default());
+        let sent = Arc::new(Sent::default());
         let owners = Owners::start({
-            let (buffers, tokens) = (buffers.clone(), tokens.clone());
+            let (buffers, tokens, sent) = (buffers.clone(), tokens.clone(), sent.clone());
             move |ended: &Arc<Owner>| {
                 tokens.ended(ended);
+                sent.ended(ended.tgid);
                 let dropped = buffers.remove_all(|buffer| Arc::ptr_eq(&buffer.owner, ended));
                 tracing::debug!("process {} has ended; {dropped} of its buffers are dropped", ended.tgid);
             }
@@ -168,12 +175,22 @@ impl Direct {
             tokens,
             deadlines: Deadlines::start(options.deadline)?,
             readahead: Readahead::start(fs.clone())?,
+            sent,
             counts: Arc::default(),
             session: buffer::random()?,
             numa_nodes: fs.backings().iter().map(|b| query::numa_node(b.device)).collect(),
             options,
             fs,
         }))
+    }
+
+    /// Offers the socket for descriptors in the mount, as soon as that answers.
+    pub fn serve_socket(&self, point: PathBuf, device: (u32, u32)) -> io::Result<()> {
+        if self.options.enabled {
+            socket::serve(self.fs.clone(), self.sent.clone(), point, device)
+        } else {
+            Ok(())
+        }
     }
 
     /// Answers an ioctl, now or later. `out` is how many bytes the caller takes back.
@@ -261,7 +278,7 @@ impl Direct {
             buffers,
             buffer_bytes,
             in_flight: self.deadlines.count(),
-            fd_socket: false,
+            fd_socket: self.sent.is_bound(),
             counts: self.counts.read(),
         }
     }

@@ -73,6 +73,9 @@ impl Direct {
         if self.host.is_ok() {
             features |= feature::MEMFD;
         }
+        if self.sent.is_bound() {
+            features |= feature::FD_SOCKET;
+        }
         if self.options.locate {
             features |= feature::LOCATE;
         }

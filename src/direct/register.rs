@@ -12,7 +12,6 @@ use zerocopy::IntoBytes;
 use super::abi::{self, BUF_RD, Path, RegBuf, UnregBuf, Why, kind};
 use super::buffer::{Memory, Reserved};
 use super::gpu::GpuRequest;
-use super::host::Mapping;
 use super::owner::Owner;
 use super::{Asked, Direct, Reply, Target};
 
@@ -47,7 +46,7 @@ impl Direct {
     fn descriptor(&self, reg: &RegBuf, owner: &Arc<Owner>) -> Result<Option<OwnedFd>, Errno> {
         match reg.fd_method {
             abi::FD_OF_CALLER => owner.descriptor(reg.fd).map(Some),
-            abi::FD_SENT => Err(Errno::OPNOTSUPP),
+            abi::FD_SENT => self.sent.take(owner, reg.fd_token).map(Some),
             _ => Ok(None),
         }
     }
@@ -59,11 +58,9 @@ impl Direct {
         room: Reserved,
         asked: &Asked,
     ) -> Result<RegBuf, Errno> {
-        if self.host.is_err() {
-            return Err(Errno::OPNOTSUPP);
-        }
-        let mapping = Mapping::new(fd, reg.offset, reg.length, reg.flags & BUF_RD != 0)?;
-        reg.buf_id = self.enter(room, asked.target, reg.flags, Memory::Host(mapping))?;
+        let host = self.host.as_ref().map_err(|_| Errno::OPNOTSUPP)?;
+        let buffer = host.map(fd, reg.offset, reg.length, reg.flags & BUF_RD != 0)?;
+        reg.buf_id = self.enter(room, asked.target, reg.flags, Memory::Host(buffer))?;
         (reg.path, reg.reason) = (Path::UringHost as u32, Why::Best.code());
         Ok(reg)
     }

@@ -28,7 +28,7 @@ impl Fs {
         if is_reserved(name) {
             #[cfg(feature = "fault-points")]
             assert!(name != b".kvfs-fault-panic", "the fault point was looked up");
-            return Err(Errno::NOENT.into());
+            return self.find_socket(parent, name).ok_or_else(|| Errno::NOENT.into());
         }
         for _ in 0..TRIES {
             let found = self.index.read().find(dir, name);
@@ -74,7 +74,7 @@ impl Fs {
                 }
                 self.by_name(slot, ino, |dir, name, file| Ok(self.stat_entry(dir, name, file)?.0))
             }
-            None => Err(Errno::STALE.into()),
+            None => self.socket_attr(node).ok_or_else(|| Errno::STALE.into()),
         }
     }
 

@@ -23,6 +23,7 @@ mod readdir;
 mod remove;
 mod rename;
 mod setattr;
+mod socket;
 mod stats;
 mod xattr;
 
@@ -51,6 +52,7 @@ pub(crate) use prefix::Found;
 pub use readdir::{DirEntry, DirEntryPlus};
 pub use rename::RenameMode;
 pub use setattr::{SetAttr, SetTime};
+pub(crate) use socket::SOCKET_NAME;
 pub use stats::{Counters, IndexCounts, Op, StatFs};
 
 use dirs::{DirFd, Dirs};
@@ -98,6 +100,7 @@ pub struct Fs {
     scan: Report,
     invalidate: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
     data_changed: OnceLock<DataChanged>,
+    socket: socket::Socket,
     /// What was done and how often.
     pub counters: Counters,
 }
@@ -136,6 +139,7 @@ impl Fs {
             scan,
             invalidate: OnceLock::new(),
             data_changed: OnceLock::new(),
+            socket: socket::Socket::default(),
             counters: Counters::default(),
         })
     }

@@ -18,9 +18,10 @@ pub(crate) const PAGE: u64 = 4096;
 
 /// The registered region.
 #[derive(Debug)]
-pub(crate) struct Mapping {
+pub(super) struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    writable: bool,
     /// No other mapping has had it.
     serial: u64,
 }
@@ -36,7 +37,7 @@ impl Mapping {
     /// `EBADF` if it isn't a memfd, `EPERM` if it isn't sealed against shrinking or is sealed against writing,
     /// `ERANGE` if the region ends behind its end, `ENODATA` if pages of the region aren't there yet (the
     /// daemon would pay for them), `EACCES` if the descriptor doesn't allow the access.
-    pub(crate) fn new(memfd: &OwnedFd, offset: u64, len: u64, writable: bool) -> Result<Mapping, Errno> {
+    pub(super) fn new(memfd: &OwnedFd, offset: u64, len: u64, writable: bool) -> Result<Mapping, Errno> {
         let seals = fcntl_get_seals(memfd).map_err(|_| Errno::BADF)?;
         if !seals.contains(SealFlags::SHRINK) {
             return Err(Errno::PERM);
@@ -59,21 +60,26 @@ impl Mapping {
         let start = NonNull::new(start.cast()).ok_or(Errno::NOMEM)?;
         // A forked child (a worker, before its exec) doesn't need it.
         static SERIAL: AtomicU64 = AtomicU64::new(1);
-        Ok(Mapping { start, len, serial: SERIAL.fetch_add(1, Relaxed) })
+        Ok(Mapping { start, len, writable, serial: SERIAL.fetch_add(1, Relaxed) })
     }
 
     /// The address of a byte, for the kernel alone; the caller keeps it within [`Mapping::len`].
-    pub(crate) fn at(&self, offset: u64) -> *mut u8 {
+    pub(super) fn at(&self, offset: u64) -> *mut u8 {
         self.start.as_ptr().wrapping_add(offset as usize)
     }
 
     /// In bytes.
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
+    /// Whether I/O may write to it.
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
     /// A number that no other mapping has had.
-    pub(crate) fn serial(&self) -> u64 {
+    pub(super) fn serial(&self) -> u64 {
         self.serial
     }
 }

@@ -2,8 +2,10 @@
 
 mod engine;
 mod mapping;
+mod pins;
 mod plan;
 mod ring;
 
-pub(crate) use engine::HostEngine;
-pub(crate) use mapping::{Mapping, PAGE};
+pub(crate) use engine::{HostBuffer, HostEngine};
+use mapping::Mapping;
+pub(crate) use mapping::PAGE;

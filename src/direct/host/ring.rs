@@ -15,6 +15,8 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 use slab::Slab;
 
+use super::HostBuffer;
+use super::pins::Pins;
 use super::plan::{Piece, plan};
 use crate::direct::abi::Path;
 use crate::direct::buffer::Memory;
@@ -24,7 +26,7 @@ const ENTRIES: u32 = 256;
 /// Requests that may be under way at once; further ops wait in the inbox.
 const DEPTH: usize = 1024;
 /// Bytes of one request. Larger ones bring nothing, and smaller ones keep a drive busier from one transfer.
-const PIECE: u64 = 1 << 20;
+const PIECE: u64 = 2 << 20;
 /// What a completion of the doorbell carries.
 const DOORBELL: u64 = u64::MAX;
 
@@ -35,6 +37,8 @@ pub(super) struct Ring {
 
 struct Inbox {
     ops: Mutex<Vec<Op>>,
+    /// Serial numbers of mappings that are gone.
+    gone: Mutex<Vec<u64>>,
     /// Written to when the thread sleeps.
     doorbell: OwnedFd,
     asleep: AtomicBool,
@@ -47,6 +51,7 @@ impl Ring {
         let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let inbox = Arc::new(Inbox {
             ops: Mutex::default(),
+            gone: Mutex::default(),
             doorbell,
             asleep: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -60,7 +65,7 @@ impl Ring {
                 Ok(ring) => {
                     let _ = told.send(Ok(()));
                     drop(told);
-                    Worker { ring, inbox: theirs, jobs: Slab::new(), requests: 0, later: Vec::new() }.run();
+                    Worker::new(ring, theirs).run();
                 }
                 Err(e) => drop(told.send(Err(e))),
             }
@@ -72,6 +77,12 @@ impl Ring {
     /// Takes ops.
     pub(super) fn take(&self, ops: Vec<Op>) {
         self.inbox.ops.lock().extend(ops);
+        self.inbox.ring();
+    }
+
+    /// A mapping is gone: nothing of it stays pinned.
+    pub(super) fn forget(&self, serial: u64) {
+        self.inbox.gone.lock().push(serial);
         self.inbox.ring();
     }
 }
@@ -128,9 +139,15 @@ struct Worker {
     requests: usize,
     /// Ops that wait for room.
     later: Vec<Op>,
+    pins: Pins,
 }
 
 impl Worker {
+    fn new(ring: IoUring, inbox: Arc<Inbox>) -> Worker {
+        let pins = Pins::new(&ring.submitter());
+        Worker { ring, inbox, jobs: Slab::new(), requests: 0, later: Vec::new(), pins }
+    }
+
     fn run(mut self) {
         self.listen();
         let mut done: Vec<(u64, i32)> = Vec::new();
@@ -162,6 +179,10 @@ impl Worker {
     /// Starts what has come in, as far as there is room.
     fn accept(&mut self) {
         loop {
+            let gone = std::mem::take(&mut *self.inbox.gone.lock());
+            for serial in gone {
+                self.pins.forget(&self.ring.submitter(), serial);
+            }
             if self.later.is_empty() {
                 std::mem::swap(&mut self.later, &mut self.inbox.ops.lock());
                 // Oldest last.
@@ -177,7 +198,7 @@ impl Worker {
             }
             // Nothing to do but wait: from here on the doorbell must be rung. What came in before is seen.
             self.inbox.asleep.store(true, SeqCst);
-            if self.inbox.ops.lock().is_empty() {
+            if self.inbox.ops.lock().is_empty() && self.inbox.gone.lock().is_empty() {
                 return;
             }
             self.inbox.asleep.store(false, SeqCst);
@@ -210,8 +231,8 @@ impl Worker {
     }
 
     fn start(&mut self, op: Op) {
-        let Memory::Host(mapping) = op.buffer.memory() else { return op.fail(libc::EINVAL) };
-        let memory = mapping.at(op.buf_off) as u64;
+        let Memory::Host(host) = op.buffer.memory() else { return op.fail(libc::EINVAL) };
+        let memory = host.mapping.at(op.buf_off) as u64;
         let descriptors = op.file.direct().and_then(|direct| {
             let direct = direct.map(|fd| fd.as_raw_fd());
             op.file.buffered().map(|buffered: BorrowedFd<'_>| (direct, buffered.as_raw_fd()))
@@ -239,17 +260,21 @@ impl Worker {
         let Part { piece, moved, .. } = job.pieces[part];
         let at = piece.at + moved;
         let len = (piece.len - moved) as u32;
-        let Memory::Host(mapping) = job.op.buffer.memory() else { return };
-        debug_assert!(job.op.buf_off + at + u64::from(len) <= mapping.len() as u64);
-        let memory = mapping.at(job.op.buf_off + at);
+        let Memory::Host(HostBuffer { mapping, .. }) = job.op.buffer.memory() else { return };
+        let from = job.op.buf_off + at;
+        debug_assert!(from + u64::from(len) <= mapping.len() as u64);
+        let memory = mapping.at(from);
+        let pinned = self.pins.slot(&self.ring.submitter(), mapping, from, len.into());
         let fd = match job.direct {
             Some(fd) if piece.direct => types::Fd(fd),
             _ => types::Fd(job.buffered),
         };
         let offset = job.op.file_off + at;
-        let entry = match job.op.direction {
-            Direction::Read => opcode::Read::new(fd, memory, len).offset(offset).build(),
-            Direction::Write => opcode::Write::new(fd, memory, len).offset(offset).build(),
+        let entry = match (job.op.direction, pinned) {
+            (Direction::Read, Some(n)) => opcode::ReadFixed::new(fd, memory, len, n).offset(offset).build(),
+            (Direction::Read, None) => opcode::Read::new(fd, memory, len).offset(offset).build(),
+            (Direction::Write, Some(n)) => opcode::WriteFixed::new(fd, memory, len, n).offset(offset).build(),
+            (Direction::Write, None) => opcode::Write::new(fd, memory, len).offset(offset).build(),
         };
         self.requests += 1;
         self.push(&entry.user_data((key as u64) << 32 | part as u64));
