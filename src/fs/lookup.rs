@@ -198,6 +198,23 @@ impl Fs {
         }
     }
 
+    /// What a name stands for: from the index, else from the backings. ENOENT when there is nothing.
+    pub(super) fn find_or_probe(&self, dir: DirId, name: &[u8]) -> Result<What> {
+        if is_reserved(name) {
+            return Err(Errno::NOENT.into());
+        }
+        for _ in 0..TRIES {
+            if let Some((_, what)) = self.index.read().find(dir, name) {
+                return Ok(what);
+            }
+            if self.exclusive {
+                return Err(Errno::NOENT.into());
+            }
+            self.probe(dir, name)?;
+        }
+        Err(Errno::STALE.into())
+    }
+
     /// Asks every backing for a name that the index doesn't have, and takes what is found into the index.
     /// ENOENT when there is nothing.
     fn probe(&self, dir: DirId, name: &[u8]) -> Result<()> {
