@@ -183,10 +183,15 @@ impl From<OpError> for io::Error {
 fn hint(call: Call, errno: Errno) -> &'static str {
     match (call, errno) {
         (Call::Locate, Errno::PERM) => ": the mount was made without --allow-locate",
+        (Call::Register, Errno::PERM) => {
+            ": the memfd isn't sealed against shrinking, or the daemon may not take this process's descriptors"
+        }
         (_, Errno::PERM) => ": the buffer is another process's, or the daemon can't see this one",
         (Call::Register, Errno::DQUOT) => ": this user's registered buffers are at their limit; drop some",
         (Call::Register, Errno::OPNOTSUPP) => ": this mount can't do this kind of buffer",
-        (Call::Register, Errno::INVAL) => ": a memfd must be sealed against shrinking and wholly allocated",
+        (Call::Register, Errno::NODATA) => {
+            ": not all of the memfd's pages are there; write or fallocate them"
+        }
         (Call::Unregister, Errno::BUSY) => ": transfers are under way",
         (_, Errno::NOTTY) => ": not a file of a kvfs mount with the fast path",
         (_, Errno::NOTCONN) => ": the daemon is gone; `kvfs umount --lazy` and mount again",
