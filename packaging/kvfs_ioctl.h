@@ -58,6 +58,7 @@ enum {
 	KVFS_WHY_NO_DIRECT_IO = 7, /* the backing refuses O_DIRECT */
 	KVFS_WHY_WORKER = 8,       /* the GPU's worker process has failed */
 	KVFS_WHY_UNREADABLE = 9,   /* the backing's own fault */
+	KVFS_WHY_NO_IO_URING = 10, /* the kernel or a container refuses it: read and write the file instead */
 	KVFS_WHY_CUFILE = 5000     /* and above: the cuFile code */
 };
 

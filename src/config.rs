@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::backing::MinFree;
+use crate::direct::DirectOptions;
 
 /// Whether file data may be left to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -19,6 +20,18 @@ pub enum PassthroughMode {
     Off,
     /// On every backing, or the mount fails.
     Require,
+}
+
+/// Whether files answer the ioctls of the fast path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DirectMode {
+    /// With buffers in host and in GPU memory.
+    #[default]
+    Auto,
+    /// With buffers in host memory.
+    Host,
+    /// Not at all.
+    Off,
 }
 
 /// Where the log goes.
@@ -63,6 +76,8 @@ pub struct MountConfig {
     pub threads: NonZeroUsize,
     /// Let other users in, where that has to be said (an ordinary user's mount).
     pub allow_other: bool,
+    /// The ioctl fast path.
+    pub direct: DirectOptions,
 }
 
 /// The paths in a `--backing` value: separated by commas, each perhaps with `file://` in front as LMCache

@@ -5,6 +5,7 @@
 
 pub mod backing;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod control;
 pub mod direct;

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::index::Slot;
 pub use marker::{MARKER, Marker, MarkerError, RESERVED_PREFIX, is_reserved};
 pub use setup::{Made, SetupError, prepare};
-pub use space::{MinFree, Room, Space};
+pub use space::{MinFree, Room, Space, parse_bytes};
 
 /// Whether the kernel passes a backing's data through, and if not, why.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -42,25 +42,32 @@ impl FromStr for MinFree {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!("{text:?} is no size; write bytes with an optional K, M, G or T (10G), or a share (2%)")
-        };
+        let wrong = || format!("{}, or a share (2%)", no_size(text));
         if let Some(share) = text.strip_suffix('%') {
             let share: f64 = share.trim().parse().map_err(|_| wrong())?;
             return if (0.0..100.0).contains(&share) { Ok(MinFree::Percent(share)) } else { Err(wrong()) };
         }
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
-            "" | "b" => 0,
-            "k" | "kb" | "kib" => 10,
-            "m" | "mb" | "mib" => 20,
-            "g" | "gb" | "gib" => 30,
-            "t" | "tb" | "tib" => 40,
-            _ => return Err(wrong()),
-        };
-        let number: u64 = digits.parse().map_err(|_| wrong())?;
-        number.checked_mul(1 << unit).map(MinFree::Bytes).ok_or_else(wrong)
+        parse_bytes(text).map(MinFree::Bytes).map_err(|_| wrong())
     }
+}
+
+/// Reads a size in bytes: `512`, `10G`.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(no_size(text)),
+    };
+    let number: Option<u64> = digits.parse().ok();
+    number.and_then(|n| n.checked_mul(1 << unit)).ok_or_else(|| no_size(text))
+}
+
+fn no_size(text: &str) -> String {
+    format!("{text:?} is no size; write bytes with an optional K, M, G or T (10G)")
 }
 
 impl fmt::Display for MinFree {

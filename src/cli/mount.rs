@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
@@ -12,8 +12,9 @@ use nix::sys::signal::{SigSet, Signal};
 use super::background::{Parent, Side, split};
 use super::{Failure, logging};
 use crate::backing::{self, MinFree};
-use crate::config::{LogTo, MountConfig, PassthroughMode, backing_paths, default_threads};
+use crate::config::{DirectMode, LogTo, MountConfig, PassthroughMode, backing_paths, default_threads};
 use crate::control::{About, Server, Status};
+use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
 use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount};
 use crate::index::Progress;
@@ -64,6 +65,27 @@ pub(super) struct MountArgs {
     #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<NonZeroUsize>,
 
+    /// Whether files answer the ioctls of the fast path. auto: with buffers in host and in GPU memory. host:
+    /// in host memory alone. off: not at all
+    #[arg(long, default_value = "auto", value_name = "MODE")]
+    direct: DirectMode,
+
+    /// Tell clients of the fast path where a file really is, if they could open it there themselves
+    #[arg(long)]
+    allow_locate: bool,
+
+    /// Seconds after which a transfer of the fast path is answered with an error, 1 to 3600
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    direct_timeout: u64,
+
+    /// Buffers that one user may have registered
+    #[arg(long, default_value_t = 1024, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    direct_buffers: u32,
+
+    /// Bytes in all buffers of one user, with K, M, G or T
+    #[arg(long, default_value = "1T", value_name = "SIZE")]
+    direct_buffer_bytes: String,
+
     /// Let other users in, for a mount by an ordinary user (needs user_allow_other in /etc/fuse.conf); root's
     /// mounts always do
     #[arg(long)]
@@ -71,6 +93,19 @@ pub(super) struct MountArgs {
 }
 
 impl MountArgs {
+    fn direct_options(&self) -> Result<DirectOptions, Failure> {
+        let bytes = crate::backing::parse_bytes(&self.direct_buffer_bytes)
+            .map_err(|e| Failure::bad_value(format!("--direct-buffer-bytes: {e}")))?;
+        Ok(DirectOptions {
+            enabled: self.direct != DirectMode::Off,
+            gpu: self.direct == DirectMode::Auto,
+            locate: self.allow_locate,
+            deadline: Duration::from_secs(self.direct_timeout),
+            buffers: self.direct_buffers,
+            buffer_bytes: bytes,
+        })
+    }
+
     fn config(&self) -> Result<MountConfig, Failure> {
         // An unknown policy is found before anything is touched.
         placement::policy_by_name(&self.placement)?;
@@ -94,6 +129,7 @@ impl MountArgs {
             min_free,
             threads: self.threads.unwrap_or_else(default_threads),
             allow_other: self.allow_other,
+            direct: self.direct_options()?,
         })
     }
 }
@@ -151,9 +187,11 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
         idle_files: share_of(limit, 8, 4096),
     };
     let fs = Arc::new(Fs::new(backings, options, engine, show_progress()).map_err(Failure::other)?);
-    let session = Session::start(&fs, config)?;
+    let direct = Direct::new(fs.clone(), config.direct.clone()).map_err(Failure::other)?;
+    let session = Session::start(&fs, &direct, config)?;
     tell_scan(&fs);
     fs.set_invalidator(session.invalidator());
+    fs.set_data_changed(session.data_changed());
     let mounted = session.mounted();
     let about = About {
         mountpoint: config.mount_point.clone(),
@@ -162,8 +200,8 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
         io_engine_why,
     };
     let status = {
-        let fs = fs.clone();
-        move || Status::of(&fs, &about)
+        let (fs, direct) = (fs.clone(), direct.clone());
+        move || Status::of(&fs, &direct, &about)
     };
     let control = Server::start(mounted.device, status)
         .map_err(|e| Failure::other(format!("the control socket can't be made: {e}")))
@@ -171,6 +209,9 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     // Nothing fails from here on: what was made for the mount stays.
     made.keep();
     unmount_on_signal(signals, mounted.clone());
+    if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
+        tracing::warn!("no socket for descriptors in the mount: {e}");
+    }
     tracing::info!("mounted at {}", config.mount_point.display());
     // The kernel queues what is asked until `run` reads it.
     parent.ready();

@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::backing::{Backing, Passthrough};
+use crate::direct::{Direct, DirectStatus};
 use crate::fs::Fs;
 
 /// A mount, as `kvfs status` shows it.
@@ -38,6 +39,8 @@ pub struct Status {
     pub index: IndexStatus,
     /// Files open now.
     pub open_files: u64,
+    /// The ioctl fast path.
+    pub direct: DirectStatus,
     /// Requests so far, by operation, and `panics`.
     pub ops: BTreeMap<String, u64>,
 }
@@ -110,7 +113,7 @@ pub struct About {
 
 impl Status {
     /// Asks the filesystem.
-    pub fn of(fs: &Fs, about: &About) -> Status {
+    pub fn of(fs: &Fs, direct: &Direct, about: &About) -> Status {
         let counts = fs.index_counts();
         let report = fs.scan_report();
         let backings: Vec<BackingStatus> =
@@ -140,6 +143,7 @@ impl Status {
                 scan_ms: report.elapsed.as_millis() as u64,
             },
             open_files: fs.handles_open() as u64,
+            direct: direct.status(),
             ops: fs.counters.all().map(|(name, n)| (name.to_owned(), n)).collect(),
         }
     }

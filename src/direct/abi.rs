@@ -106,6 +106,8 @@ pub enum Why {
     Worker,
     /// The backing's own fault.
     Unreadable,
+    /// The kernel or a container refuses io_uring.
+    NoIoUring,
     /// cuFile's code: `CU_FILE_*`, 5000 and above.
     Cufile(u32),
 }
@@ -124,6 +126,7 @@ impl Why {
             Why::NoDirectIo => 7,
             Why::Worker => 8,
             Why::Unreadable => 9,
+            Why::NoIoUring => 10,
             Why::Cufile(code) => code,
         }
     }

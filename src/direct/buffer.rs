@@ -13,13 +13,13 @@ use rustix::io::Errno;
 use super::abi::{BUF_RD, BUF_WR};
 use super::engine::Direction;
 use super::gpu::GpuBuffer;
-use super::host::Mapping;
+use super::host::HostBuffer;
 use super::owner::Owner;
 
 /// Where a buffer's bytes are.
 pub(crate) enum Memory {
     /// In a mapping of the daemon.
-    Host(Mapping),
+    Host(HostBuffer),
     /// On a GPU, in the reach of its worker process.
     Gpu(GpuBuffer),
 }
@@ -207,39 +207,40 @@ impl Buffers {
     }
 
     /// Drops a buffer: it takes no more ops, and its memory goes when the last has ended. `then` is told
-    /// when it has; `Err(BUSY)` at once, and nothing happens, if that isn't now and `wait` is off.
+    /// when it has; or at once, and nothing happens: `NOENT` if it's going already, `BUSY` if ops are under way
+    /// and `wait` is off.
     pub(crate) fn remove(
         &self,
         buffer: &Arc<Buffer>,
         wait: bool,
-        then: impl FnOnce() + Send + 'static,
-    ) -> Result<(), Errno> {
-        {
-            let mut state = buffer.state.lock();
-            if state.closing {
-                return Err(Errno::NOENT);
-            }
-            if state.uses > 0 && !wait {
-                return Err(Errno::BUSY);
-            }
-            state.closing = true;
-            if state.uses > 0 {
-                state.when_idle.push(Box::new(then));
-                drop(state);
-                self.by_id.lock().remove(&buffer.id);
-                return Ok(());
-            }
+        then: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let mut state = buffer.state.lock();
+        if state.closing || (state.uses > 0 && !wait) {
+            let errno = if state.closing { Errno::NOENT } else { Errno::BUSY };
+            drop(state);
+            return then(Err(errno));
         }
+        state.closing = true;
+        let idle = state.uses == 0;
+        let then = if idle {
+            Some(then)
+        } else {
+            state.when_idle.push(Box::new(|| then(Ok(()))));
+            None
+        };
+        drop(state);
         self.by_id.lock().remove(&buffer.id);
-        then();
-        Ok(())
+        if let Some(then) = then {
+            then(Ok(()));
+        }
     }
 
     /// Drops all for which `which` holds, without waiting.
     pub(crate) fn remove_all(&self, which: impl Fn(&Buffer) -> bool) -> usize {
         let gone: Vec<_> = self.by_id.lock().values().filter(|b| which(b)).cloned().collect();
         for buffer in &gone {
-            let _ = self.remove(buffer, true, || {});
+            self.remove(buffer, true, |_| {});
         }
         gone.len()
     }

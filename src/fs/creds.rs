@@ -8,6 +8,7 @@
 use std::sync::LazyLock;
 
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 /// Who asks.
@@ -90,3 +91,20 @@ pub(super) fn keeping_setgid<T>(mode: u32, act: impl FnOnce() -> T) -> T {
     }
     result
 }
+
+/// Whether the caller could open the file by this path, itself and without the daemon's capabilities. Its
+/// supplementary groups don't count.
+pub(crate) fn may_open(caller: &Caller, path: &[u8]) -> Result<(), Errno> {
+    use rustix::fs::{Mode, OFlags, open};
+    let _acting = Acting::as_caller(caller);
+    let lowered = caller.uid != 0 && set_effective(OVERRIDES, false);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = open(path, flags, Mode::empty());
+    if lowered {
+        set_effective(OVERRIDES, true);
+    }
+    opened.map(drop)
+}
+
+/// What lets root pass by permission bits.
+const OVERRIDES: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::DAC_READ_SEARCH);

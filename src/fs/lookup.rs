@@ -28,7 +28,7 @@ impl Fs {
         if is_reserved(name) {
             #[cfg(feature = "fault-points")]
             assert!(name != b".kvfs-fault-panic", "the fault point was looked up");
-            return Err(Errno::NOENT.into());
+            return self.find_socket(parent, name).ok_or_else(|| Errno::NOENT.into());
         }
         for _ in 0..TRIES {
             let found = self.index.read().find(dir, name);
@@ -74,7 +74,7 @@ impl Fs {
                 }
                 self.by_name(slot, ino, |dir, name, file| Ok(self.stat_entry(dir, name, file)?.0))
             }
-            None => Err(Errno::STALE.into()),
+            None => self.socket_attr(node).ok_or_else(|| Errno::STALE.into()),
         }
     }
 
@@ -196,6 +196,23 @@ impl Fs {
                 self.open.forget_idle(file.node());
             }
         }
+    }
+
+    /// What a name stands for: from the index, else from the backings. ENOENT when there is nothing.
+    pub(super) fn find_or_probe(&self, dir: DirId, name: &[u8]) -> Result<What> {
+        if is_reserved(name) {
+            return Err(Errno::NOENT.into());
+        }
+        for _ in 0..TRIES {
+            if let Some((_, what)) = self.index.read().find(dir, name) {
+                return Ok(what);
+            }
+            if self.exclusive {
+                return Err(Errno::NOENT.into());
+            }
+            self.probe(dir, name)?;
+        }
+        Err(Errno::STALE.into())
     }
 
     /// Asks every backing for a name that the index doesn't have, and takes what is found into the index.

@@ -99,6 +99,9 @@ impl Fs {
     /// Makes a regular file, pipe, socket or device node.
     pub fn mknod(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32, rdev: u32) -> Result<Entry> {
         use rustix::fs::FileType;
+        if let Some(socket) = self.make_socket(caller, parent, name, mode) {
+            return socket;
+        }
         let kind = FileType::from_raw_mode(mode);
         let device = super::attr::decode_dev(rdev);
         self.make_node(caller, parent, name, Kind::from_mode(mode), |dir| {

@@ -18,10 +18,12 @@ mod lookup;
 mod make;
 mod open;
 mod pin;
+mod prefix;
 mod readdir;
 mod remove;
 mod rename;
 mod setattr;
+mod socket;
 mod stats;
 mod xattr;
 
@@ -40,14 +42,17 @@ use crate::io::{BackingRegistry, Engine};
 use crate::placement::{self, Candidate, Decision, Policy, Reason};
 
 pub use attr::{Attr, Time};
+pub(crate) use creds::may_open;
 pub use creds::{Caller, prepare_process};
 pub use data::Whence;
 pub use error::{Error, Result};
 pub use open::{Data, Opened};
 pub(crate) use pin::{Passage, Pinned};
+pub(crate) use prefix::Found;
 pub use readdir::{DirEntry, DirEntryPlus};
 pub use rename::RenameMode;
 pub use setattr::{SetAttr, SetTime};
+pub(crate) use socket::SOCKET_NAME;
 pub use stats::{Counters, IndexCounts, Op, StatFs};
 
 use dirs::{DirFd, Dirs};
@@ -95,6 +100,7 @@ pub struct Fs {
     scan: Report,
     invalidate: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
     data_changed: OnceLock<DataChanged>,
+    socket: socket::Socket,
     /// What was done and how often.
     pub counters: Counters,
 }
@@ -133,6 +139,7 @@ impl Fs {
             scan,
             invalidate: OnceLock::new(),
             data_changed: OnceLock::new(),
+            socket: socket::Socket::default(),
             counters: Counters::default(),
         })
     }

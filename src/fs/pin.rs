@@ -63,12 +63,12 @@ impl Pinned {
 
     /// Whether the handle it was pinned by may be read.
     pub(crate) fn readable(&self) -> bool {
-        self.access != libc::O_WRONLY
+        matches!(self.access, libc::O_RDONLY | libc::O_RDWR)
     }
 
     /// Whether the handle it was pinned by may be written.
     pub(crate) fn writable(&self) -> bool {
-        self.access != libc::O_RDONLY
+        matches!(self.access, libc::O_WRONLY | libc::O_RDWR)
     }
 
     /// The alignment that [`Pinned::direct`] needs of offsets, lengths and memory.

@@ -69,6 +69,7 @@ impl Fs {
                 }
                 self.stat_dir(dir)
             }
+            None if self.socket_attr(node).is_some() => Err(Errno::PERM.into()),
             None => Err(Errno::STALE.into()),
         }
     }

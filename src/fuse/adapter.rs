@@ -20,6 +20,7 @@ use fuser::{
 };
 
 use super::convert::{caller, errno, file_attr, file_type, generation, ino, node, set_time};
+use crate::direct::{Direct, Reply, Target};
 use crate::fs::{self, Attr, Data, Fs, Op, RenameMode, SetAttr, TTL, Whence};
 
 /// What a request carries at most: the kernel's own limit (fs.fuse.max_pages_limit, 256 pages).
@@ -35,9 +36,11 @@ pub(super) struct Wanted {
     pub(super) passthrough: Option<u32>,
 }
 
-/// fuser's view of a [`Fs`].
+/// fuser's view of a [`Fs`] and of its fast path.
+#[derive(Clone)]
 pub(super) struct Adapter {
     pub(super) fs: Arc<Fs>,
+    pub(super) direct: Arc<Direct>,
     pub(super) wanted: Wanted,
 }
 
@@ -189,6 +192,16 @@ impl Filesystem for Adapter {
     ) {
         let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
         let set = SetAttr { mode, uid, gid, size, atime, mtime };
+        if self.fs.setattr_waits(node(ino), &set) {
+            // A truncation, behind transfers that may take long: not on a thread that answers the kernel.
+            let adapter = self.clone();
+            let wait = move || attr(reply, adapter.run(Op::Setattr, |fs| fs.setattr(node(ino), &set)));
+            if let Err(e) = std::thread::Builder::new().name("kvfs-truncate".into()).spawn(wait) {
+                // The request was answered with EIO as it was dropped.
+                tracing::warn!("a truncation can't wait for its turn: {e}");
+            }
+            return;
+        }
         attr(reply, self.run(Op::Setattr, |fs| fs.setattr(node(ino), &set)));
     }
 
@@ -371,7 +384,13 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.run_infallible(Op::Release, |fs| fs.release(fh.0)));
+        empty(
+            reply,
+            self.run_infallible(Op::Release, |fs| {
+                self.direct.released(fh.0);
+                fs.release(fh.0);
+            }),
+        );
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
@@ -455,18 +474,26 @@ impl Filesystem for Adapter {
 
     fn ioctl(
         &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: IoctlFlags,
-        _: u32,
-        _: &[u8],
-        _: u32,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        flags: IoctlFlags,
+        cmd: u32,
+        data: &[u8],
+        out: u32,
         reply: ReplyIoctl,
     ) {
-        // Every Python open() asks TCGETS of its file.
-        self.fs.counters.count(Op::Ioctl);
-        reply.error(Errno::ENOTTY);
+        // A directory is opened without us, so its handle says nothing.
+        let is_dir = flags.contains(IoctlFlags::FUSE_IOCTL_DIR);
+        let target = if is_dir { Target::Dir(node(ino)) } else { Target::File(fh.0) };
+        let answer = Box::new(move |Reply { errno, data }: Reply| match (errno, data.is_empty()) {
+            (0, _) => reply.ioctl(0, &data),
+            (errno, true) => reply.error(Errno::from_i32(errno)),
+            // An error, and data all the same.
+            (errno, false) => reply.ioctl(-errno, &data),
+        });
+        let _ = self
+            .run_infallible(Op::Ioctl, |_| self.direct.ioctl(caller(req), target, cmd, data, out, answer));
     }
 
     fn poll(

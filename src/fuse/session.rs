@@ -13,6 +13,7 @@ use super::adapter::{Adapter, Wanted};
 use super::mount::{MountError, Mounted, mount};
 use crate::backing::{Backing, Passthrough};
 use crate::config::{MountConfig, PassthroughMode};
+use crate::direct::Direct;
 use crate::fs::Fs;
 use crate::io::BackingRegistry;
 
@@ -38,12 +39,12 @@ pub struct Session {
 
 impl Session {
     /// Mounts and shakes hands.
-    pub fn start(fs: &Arc<Fs>, config: &MountConfig) -> Result<Session, SessionError> {
+    pub fn start(fs: &Arc<Fs>, direct: &Arc<Direct>, config: &MountConfig) -> Result<Session, SessionError> {
         let is_root = rustix::process::geteuid().is_root();
         let (device, mounted) = mount(&config.mount_point, &source(fs.backings()), config.allow_other)?;
         let mounted = Arc::new(mounted);
         // Whatever goes wrong from here on: nothing stays mounted.
-        let result = Session::shake_hands(fs, config, device, mounted.clone(), is_root);
+        let result = Session::shake_hands(fs, direct, config, device, mounted.clone(), is_root);
         if result.is_err() {
             mounted.detach();
         }
@@ -52,6 +53,7 @@ impl Session {
 
     fn shake_hands(
         fs: &Arc<Fs>,
+        direct: &Arc<Direct>,
         config: &MountConfig,
         device: OwnedFd,
         mounted: Arc<Mounted>,
@@ -67,7 +69,7 @@ impl Session {
         let mut options = Config::default();
         options.acl = acl;
         options.n_threads = Some(config.threads.get());
-        let adapter = Adapter { fs: fs.clone(), wanted };
+        let adapter = Adapter { fs: fs.clone(), direct: direct.clone(), wanted };
         let session =
             fuser::Session::from_fd(adapter, device, acl, options).map_err(SessionError::Handshake)?;
         decide_passthrough(fs, config.passthrough, BackingRegistry::new(registry))?;
@@ -88,6 +90,18 @@ impl Session {
         move |node| {
             // Attributes and a directory's cached listing. An error means that the session has ended.
             let _ = notifier.inval_inode(super::convert::ino(node), 0, 0);
+        }
+    }
+
+    /// What tells the kernel that a file has changed without its doing: attributes, and pages if a range is
+    /// given.
+    pub fn data_changed(&self) -> impl Fn(crate::index::NodeId, Option<(u64, u64)>) + Send + Sync + 'static {
+        let notifier = self.session.notifier();
+        move |node, pages| {
+            // An offset below 0: attributes alone (fuse_reverse_inval_inode in fs/fuse/inode.c).
+            let (offset, len) = pages.map_or((-1, 0), |(offset, len)| (offset as i64, len as i64));
+            // An error means that the kernel doesn't have the inode, or that the session has ended.
+            let _ = notifier.inval_inode(super::convert::ino(node), offset, len);
         }
     }
 

@@ -1,0 +1,176 @@
+//! READ, WRITE and SUBMIT: from the ops of a call to an engine.
+//!
+//! What always holds: an op reaches an engine only when its buffer is the caller's and allows it, its file is
+//! one that the caller has open for it, and no truncation of the file is under way. What is wrong with an op
+//! is that op's result, and no other's.
+
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use zerocopy::IntoBytes;
+
+use super::abi::{self, Batch, Path};
+use super::buffer::Memory;
+use super::call::{Call, Outcome};
+use super::decode::direction;
+use super::engine::{Direction, Engine, Op};
+use super::owner::Owner;
+use super::query::MAX_IO;
+use super::{Asked, Direct, Target};
+use crate::fs::Pinned;
+
+/// The files of a call, each pinned once.
+type Files = Vec<(u64, Arc<Pinned>)>;
+
+impl Direct {
+    pub(super) fn transfer(self: &Arc<Direct>, mut op: abi::Op, asked: Asked, tgid: u32) {
+        let answer = move |target: Asked, outcome: Outcome| {
+            op.result = outcome.results[0];
+            target.done(op.as_bytes());
+        };
+        self.run(&[op], asked, tgid, answer);
+    }
+
+    pub(super) fn submit(
+        self: &Arc<Direct>,
+        mut batch: Batch,
+        mut ops: Vec<abi::Op>,
+        asked: Asked,
+        tgid: u32,
+    ) {
+        let asked_for = ops.clone();
+        let answer = move |target: Asked, outcome: Outcome| {
+            batch.completed = outcome.results.iter().filter(|r| **r >= 0).count() as u32;
+            batch.path = outcome.path;
+            for (op, result) in ops.iter_mut().zip(outcome.results) {
+                op.result = result;
+            }
+            target.done(&[batch.as_bytes(), ops.as_bytes()].concat());
+        };
+        self.run(&asked_for, asked, tgid, answer);
+    }
+
+    fn run(
+        self: &Arc<Direct>,
+        ops: &[abi::Op],
+        asked: Asked,
+        tgid: u32,
+        answer: impl FnOnce(Asked, Outcome) + Send + 'static,
+    ) {
+        let bytes = ops.iter().try_fold(0u64, |sum, op| sum.checked_add(op.length));
+        if bytes.is_none_or(|bytes| bytes > MAX_IO) {
+            return asked.failed(Errno::INVAL);
+        }
+        let Some(owner) = self.owners.find(tgid) else { return asked.failed(Errno::PERM) };
+        let target = asked.target;
+        let counts = self.counts.clone();
+        let directions: Vec<_> = ops.iter().map(direction).collect();
+        let told = directions.clone();
+        let call = self.deadlines.call(
+            ops.len(),
+            Box::new(move |outcome| {
+                for (direction, result) in told.iter().zip(&outcome.results) {
+                    counts.op(direction.unwrap_or(Direction::Read), *result);
+                }
+                answer(asked, outcome);
+            }),
+        );
+        let mut files = Files::new();
+        let (mut host, mut gpu) = (Vec::new(), Vec::new());
+        for (at, (op, direction)) in ops.iter().zip(directions).enumerate() {
+            let prepared =
+                direction.and_then(|direction| self.prepare(op, direction, &owner, target, &mut files));
+            match prepared {
+                Err(errno) => call.ticket(at).end(-i64::from(errno.raw_os_error()), Path::None),
+                // Nothing to move, and nothing wrong.
+                Ok(_) if op.length == 0 => call.ticket(at).end(0, Path::None),
+                Ok(ready) => self.start(ready, &call, at, &mut host, &mut gpu),
+            }
+        }
+        self.hand_over(host, gpu);
+    }
+
+    /// Everything that an op needs, if it may have it.
+    fn prepare(
+        &self,
+        op: &abi::Op,
+        direction: Direction,
+        owner: &Arc<Owner>,
+        target: Target,
+        files: &mut Files,
+    ) -> Result<Ready, Errno> {
+        let fh = match (op.file, target) {
+            (0, Target::Dir(_)) => return Err(Errno::ISDIR),
+            (0, Target::File(fh)) => fh,
+            (token, _) => self.tokens.file(owner, token).ok_or(Errno::BADF)?,
+        };
+        let file = match files.iter().find(|(known, _)| *known == fh) {
+            Some((_, file)) => file.clone(),
+            None => {
+                let file = Arc::new(self.fs.pin(fh).map_err(|e| e.errno())?);
+                files.push((fh, file.clone()));
+                file
+            }
+        };
+        // The kernel doesn't look at the open mode for an ioctl.
+        let allowed = match direction {
+            Direction::Read => file.readable(),
+            Direction::Write => file.writable(),
+        };
+        if !allowed {
+            return Err(Errno::BADF);
+        }
+        let buffer = self.buffers.find(op.buf_id).ok_or(Errno::NOENT)?;
+        if !Arc::ptr_eq(&buffer.owner, owner) {
+            return Err(Errno::PERM);
+        }
+        let buffer = buffer.take(direction, op.buf_off, op.length)?;
+        Ok(Ready { file, buffer, direction, op: *op })
+    }
+
+    /// Sends an op on its way, or lets it wait for a truncation to end.
+    fn start(
+        self: &Arc<Direct>,
+        ready: Ready,
+        call: &Arc<Call>,
+        at: usize,
+        host: &mut Vec<Op>,
+        gpu: &mut Vec<Op>,
+    ) {
+        let Ready { file, buffer, direction, op } = ready;
+        let (fs, ticket) = (self.fs.clone(), call.ticket(at));
+        let on_host = matches!(buffer.memory(), Memory::Host(_));
+        let abi::Op { buf_off, file_off, length: len, .. } = op;
+        let enter = file.clone();
+        let make = move |passage| Op { file, buffer, direction, buf_off, file_off, len, fs, passage, ticket };
+        match enter.try_enter() {
+            Some(passage) if on_host => host.push(make(passage)),
+            Some(passage) => gpu.push(make(passage)),
+            None => {
+                let direct = self.clone();
+                enter.enter(move |passage| {
+                    let op = vec![make(passage)];
+                    if on_host { direct.hand_over(op, Vec::new()) } else { direct.hand_over(Vec::new(), op) }
+                });
+            }
+        }
+    }
+
+    fn hand_over(&self, host: Vec<Op>, gpu: Vec<Op>) {
+        match &self.host {
+            Ok(engine) => engine.submit(host),
+            Err(_) => host.into_iter().for_each(|op| op.fail(libc::EOPNOTSUPP)),
+        }
+        if !gpu.is_empty() {
+            self.gpus.submit(gpu);
+        }
+    }
+}
+
+/// An op that may run.
+struct Ready {
+    file: Arc<Pinned>,
+    buffer: super::buffer::Use,
+    direction: Direction,
+    op: abi::Op,
+}

@@ -1,0 +1,50 @@
+//! The Python package's own tests: on an ordinary directory, and on real mounts of each kind.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::{Lab, Passthrough};
+
+/// Runs the tests of `packaging/python/tests` with these variables; returns what they said.
+fn unittest(lab: &Lab, variables: &[(&str, &Path)]) -> String {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/python");
+    let mut command = Command::new("python3");
+    command.args(["-B", "-m", "unittest", "discover", "-v", "-s", "tests"]).current_dir(&package);
+    command.env("PYTHONPATH", package.join("src")).env("TMPDIR", lab.root());
+    command.env_remove("KVFS_TEST_MOUNT").env_remove("KVFS_TEST_LOCATE").envs(variables.iter().copied());
+    let out = command.output().expect("run python3");
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "the tests of the Python package failed:\n{said}");
+    said
+}
+
+#[test]
+fn on_an_ordinary_directory() {
+    let lab = Lab::new();
+    let said = unittest(&lab, &[]);
+    assert!(said.contains("KVFS_TEST_MOUNT isn't set"), "{said}");
+}
+
+#[test]
+fn on_a_mount() {
+    for mode in [Passthrough::Auto, Passthrough::Off] {
+        let lab = Lab::new();
+        let mount = lab.mount(&lab.dirs(3)).passthrough(mode).arg("--allow-locate").start();
+        let said = unittest(&lab, &[("KVFS_TEST_MOUNT", mount.point()), ("KVFS_TEST_LOCATE", mount.point())]);
+        assert!(!said.contains("KVFS_TEST_MOUNT isn't set"), "{said}");
+        let counts = &mount.status()["direct"]["counts"];
+        for count in ["bytes_read", "bytes_written"] {
+            assert!(counts[count].as_u64() > Some(1 << 20), "the fast path moved {count}: {counts}");
+        }
+    }
+}
+
+#[test]
+fn on_a_mount_without_the_fast_path() {
+    let lab = Lab::new();
+    let mount = lab.mount(&lab.dirs(2)).arg("--direct=off").start();
+    let said = unittest(&lab, &[("KVFS_TEST_PLAIN", mount.point())]);
+    assert!(said.contains("OK"), "{said}");
+}
