@@ -4,14 +4,12 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path as FilePath, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use libloading::Library;
 use tempfile::TempDir;
 
 use super::super::executable::Executable;
@@ -21,32 +19,8 @@ use crate::direct::abi::Path;
 use crate::direct::engine::Direction;
 use crate::index::Slot;
 
-/// The UUID of the first GPU.
-pub(super) const UUID: [u8; 16] = [0xa0; 16];
 /// Of the ring in the tests: small, so that ops take several.
 pub(super) const SLOT: usize = 64 << 10;
-
-/// The libraries, compiled once for each version of their source.
-fn libraries() -> PathBuf {
-    let source = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/standin");
-    let read = |name: &str| fs::read(source.join(name)).expect("the stand-ins' source");
-    let files = ["standin.h", "libcuda.c", "libcufile.c"];
-    let hash = xxhash_rust::xxh3::xxh3_64(&files.map(read).concat());
-    let place = std::env::current_exe().unwrap().parent().unwrap().join(format!("standin-{hash:016x}"));
-    if place.exists() {
-        return place;
-    }
-    let fresh = tempfile::tempdir_in(place.parent().unwrap()).unwrap();
-    for (name, source_name) in [("libcuda.so.1", "libcuda.c"), ("libcufile.so.0", "libcufile.c")] {
-        let mut gcc = Command::new("gcc");
-        gcc.args(["-O1", "-shared", "-fPIC", "-o"]).arg(fresh.path().join(name));
-        let status = gcc.arg(source.join(source_name)).arg("-ldl").status().expect("gcc is installed");
-        assert!(status.success());
-    }
-    // Whoever is first.
-    let _ = fs::rename(fresh.keep(), &place);
-    place
-}
 
 /// The machine.
 pub(super) struct Bench {
@@ -83,7 +57,7 @@ impl Bench {
             idle: Duration::from_secs(60),
             ..GpuOptions::default()
         };
-        let bench = Bench { dir, options, libraries: libraries(), env, serial: AtomicU64::new(1) };
+        let bench = Bench { dir, options, libraries: standin::libraries(), env, serial: AtomicU64::new(1) };
         bench.install("libcuda.so.1");
         bench.install("libcufile.so.0");
         bench
@@ -127,7 +101,7 @@ impl Bench {
 
     /// How often.
     pub(super) fn count(&self, call: &str) -> usize {
-        self.calls().lines().filter(|line| line.split(' ').nth(1) == Some(call)).count()
+standin::count(&self.calls(), call)
     }
 
     pub(super) fn executable(&self) -> Executable {
@@ -151,14 +125,14 @@ impl Bench {
 
     /// Memory of a client, this process, with these bytes in it.
     pub(super) fn client(&self, content: &[u8]) -> Client {
-        Client::new(&self.libraries, content)
+        Client::new(content)
     }
 
     /// Nothing was used in a way that the libraries forbid.
     #[track_caller]
     pub(super) fn assert_no_misuse(&self) {
         let calls = self.calls();
-        let bad: Vec<_> = calls.lines().filter(|l| l.contains("MISUSE") || l.contains("TWICE")).collect();
+        let bad = standin::misuse(&calls);
         assert!(bad.is_empty(), "{bad:?}");
     }
 }
@@ -184,93 +158,11 @@ impl Source for TestFile {
     }
 }
 
-/// GPU memory of the client, or of the daemon in the client's reach.
-pub(super) struct Client {
-    library: Library,
-    at: u64,
-    pub(super) len: usize,
-}
+#[path = "../../../../tests/gpu/standin.rs"]
+mod standin;
+pub(super) use standin::{Client, UUID};
 
 impl Client {
-    fn new(libraries: &FilePath, content: &[u8]) -> Client {
-        let client = Client::bare(libraries, content.len());
-        let mut at = 0;
-        // SAFETY: libcuda.c's signature.
-        let code = unsafe {
-            client.library.get::<unsafe extern "C" fn(*mut u64, usize) -> i32>(b"cuMemAlloc_v2").unwrap()(
-                &mut at,
-                content.len(),
-            )
-        };
-        assert_eq!(code, 0);
-        let client = Client { at, ..client };
-        client.put(content);
-        client
-    }
-
-    fn bare(libraries: &FilePath, len: usize) -> Client {
-        // SAFETY: our own library.
-        let library = unsafe { Library::new(libraries.join("libcuda.so.1")) }.unwrap();
-        // SAFETY: libcuda.c's signature.
-        unsafe { library.get::<unsafe extern "C" fn(usize) -> i32>(b"cuCtxSetCurrent").unwrap()(1) };
-        Client { library, at: 0, len }
-    }
-
-    /// Memory that the daemon allocated, by its handle.
-    pub(super) fn of_handle(bench: &Bench, handle: [u8; 64], len: usize) -> Client {
-        let client = Client::bare(&bench.libraries, len);
-        let mut at = 0;
-        type Open = unsafe extern "C" fn(*mut u64, [u64; 8], u32) -> i32;
-        #[repr(C)]
-        #[derive(Clone, Copy)]
-        struct Handle([u8; 64]);
-        type OpenHandle = unsafe extern "C" fn(*mut u64, Handle, u32) -> i32;
-        let _ = std::marker::PhantomData::<Open>;
-        // SAFETY: libcuda.c's signature.
-        let code = unsafe {
-            client.library.get::<OpenHandle>(b"cuIpcOpenMemHandle_v2").unwrap()(&mut at, Handle(handle), 1)
-        };
-        assert_eq!(code, 0);
-        Client { at, ..client }
-    }
-
-    pub(super) fn handle(&self) -> [u8; 64] {
-        let mut handle = [0; 64];
-        // SAFETY: libcuda.c's signature.
-        let code = unsafe {
-            self.library.get::<unsafe extern "C" fn(*mut [u8; 64], u64) -> i32>(b"cuIpcGetMemHandle").unwrap()(
-                &mut handle,
-                self.at,
-            )
-        };
-        assert_eq!(code, 0);
-        handle
-    }
-
-    pub(super) fn put(&self, bytes: &[u8]) {
-        assert!(bytes.len() <= self.len);
-        // SAFETY: libcuda.c's signature; the bytes are there.
-        let code = unsafe {
-            self.library
-                .get::<unsafe extern "C" fn(u64, *const u8, usize) -> i32>(b"cuMemcpyHtoD_v2")
-                .unwrap()(self.at, bytes.as_ptr(), bytes.len())
-        };
-        assert_eq!(code, 0);
-    }
-
-    pub(super) fn get(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.len];
-        // SAFETY: libcuda.c's signature; the bytes are there.
-        let code =
-            unsafe {
-                self.library
-                    .get::<unsafe extern "C" fn(*mut u8, u64, usize) -> i32>(b"cuMemcpyDtoH_v2")
-                    .unwrap()(bytes.as_mut_ptr(), self.at, bytes.len())
-            };
-        assert_eq!(code, 0);
-        bytes
-    }
-
     /// All of it, as a buffer.
     pub(super) fn request(&self) -> GpuRequest {
         self.part(0, self.len)

@@ -138,7 +138,7 @@ fn without_memory_for_the_ring_everything_goes_without_cufile() {
     assert_eq!(client.get(), [9; 8192]);
     let own = gpus.register(GpuRequest::Alloc { uuid: UUID, length: 8192 }).unwrap();
     assert_eq!(own.why, Why::Cufile(5012));
-    let mine = Client::of_handle(&bench, own.handle.unwrap(), 8192);
+    let mine = Client::of_handle(own.handle.unwrap(), 8192);
     assert_eq!(gpus.run(&own.buffer, &file, &[read(0, 0, 8192)]), [(8192, Path::Bounce)]);
     assert_eq!(mine.get(), [9; 8192]);
 }

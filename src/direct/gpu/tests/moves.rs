@@ -110,7 +110,7 @@ fn daemon_allocated() {
     let len = 4 * SLOT;
     let granted = gpus.register(GpuRequest::Alloc { uuid: UUID, length: len as u64 }).unwrap();
     assert_eq!((granted.path, granted.why), (Path::CufileDirect, Why::Best));
-    let client = Client::of_handle(&bench, granted.handle.unwrap(), len);
+    let client = Client::of_handle(granted.handle.unwrap(), len);
     assert!(client.get() == vec![0; len], "nobody else's bytes are in it");
     compare(&bench, &gpus, &granted, &client, Some(Path::CufileDirect));
     drop(granted);
