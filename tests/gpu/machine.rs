@@ -1,7 +1,6 @@
 //! A mount on a machine whose GPU is a stand-in.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use kvfs::client::{Access, CudaIpc, Mount as Client, Registered};
@@ -53,7 +52,8 @@ impl Machine {
     /// The newest worker: who registered host memory last.
     pub(crate) fn worker(&self) -> u32 {
         let calls = self.calls();
-        let last = calls.lines().rfind(|line| line.contains("cuIpcOpenMemHandle") || line.contains("cuIpcGet"));
+        let last =
+            calls.lines().rfind(|line| line.contains("cuIpcOpenMemHandle") || line.contains("cuIpcGet"));
         last.and_then(|line| line.split(' ').next()?.parse().ok()).expect("a worker")
     }
 
@@ -94,9 +94,10 @@ pub(crate) fn region(memory: &Memory, offset: usize, length: usize) -> CudaIpc {
     }
 }
 
-/// Whether a process lives.
+/// Whether a process lives. One that has ended may wait for whoever took it in from a dead parent.
 pub(crate) fn alive(pid: u32) -> bool {
-    PathBuf::from(format!("/proc/{pid}")).exists()
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).is_some_and(|state| !"ZX".contains(state))
 }
 
 /// Waits until it's so.

@@ -23,7 +23,8 @@ pub(crate) fn libraries() -> PathBuf {
     let fresh = tempfile::tempdir_in(place.parent().expect("a folder")).expect("a folder for the stand-ins");
     for (name, source_name) in [("libcuda.so.1", "libcuda.c"), ("libcufile.so.0", "libcufile.c")] {
         let mut gcc = Command::new("gcc");
-        gcc.args(["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"]).arg(fresh.path().join(name));
+        gcc.args(["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
+            .arg(fresh.path().join(name));
         let status = gcc.arg(source.join(source_name)).arg("-ldl").status().expect("gcc is installed");
         assert!(status.success(), "the stand-ins don't compile");
     }

@@ -101,7 +101,7 @@ impl Bench {
 
     /// How often.
     pub(super) fn count(&self, call: &str) -> usize {
-standin::count(&self.calls(), call)
+        standin::count(&self.calls(), call)
     }
 
     pub(super) fn executable(&self) -> Executable {
