@@ -7,5 +7,7 @@ mod common;
 mod machine;
 #[path = "gpu/mounts.rs"]
 mod mounts;
+#[path = "gpu/real.rs"]
+mod real;
 #[path = "gpu/standin.rs"]
 mod standin;

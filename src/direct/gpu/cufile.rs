@@ -266,8 +266,9 @@ fn symbol<F: Copy>(library: &Library, kind: Kind, name: &str) -> Result<F, OpenE
 
 fn check(call: &'static str, error: RawError) -> Result<(), OpenError> {
     match error {
-        RawError { err: 0, cu_err: 0 } => Ok(()),
-        RawError { err: 0, cu_err } => Err(OpenError::Refused { call, code: cu_err }),
+        RawError { err: 0, .. } => Ok(()),
+        // CU_FILE_CUDA_DRIVER_ERROR says no more than the driver's own code does.
+        RawError { err: 5011, cu_err } if cu_err != 0 => Err(OpenError::Refused { call, code: cu_err }),
         RawError { err, .. } => Err(OpenError::Refused { call, code: err }),
     }
 }
