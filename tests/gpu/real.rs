@@ -33,7 +33,8 @@ fn real_library() -> PathBuf {
 fn probe(lab: &Lab, guarded: bool) -> Value {
     let (libraries, log) = (lab.dir("lib"), lab.dir("standin"));
     std::os::unix::fs::symlink(real_library(), libraries.join("libcufile.so.0")).unwrap();
-    std::os::unix::fs::symlink(standin::libraries().join("libcuda.so.1"), libraries.join("libcuda.so.1")).unwrap();
+    std::os::unix::fs::symlink(standin::libraries().join("libcuda.so.1"), libraries.join("libcuda.so.1"))
+        .unwrap();
     let mut command = Command::new(BINARY);
     command.args(["worker", "probe-cufile"]).arg(lab.dir("backing")).current_dir(lab.dir("cwd"));
     command.env("LD_LIBRARY_PATH", libraries).env("KVFS_STANDIN", log);

@@ -11,7 +11,7 @@ mod cuda;
 mod cufile;
 mod device;
 mod error;
-mod executable;
+pub(crate) mod executable;
 mod hip;
 mod job;
 pub(crate) mod probe;
