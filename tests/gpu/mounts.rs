@@ -190,6 +190,33 @@ fn a_poisoned_gpu_and_refusals_reach_the_client() {
     assert_eq!(read(), Ok(8192));
 }
 
+/// `tests/gpu/run`, which is for machines with a GPU, here without one and with the stand-in.
+#[test]
+fn the_command_for_machines_with_a_gpu() {
+    let run = || {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/gpu/run"));
+        command.args(["--kvfs", crate::common::cli::BINARY, "--mib", "16"]);
+        crate::common::cli::finish(command)
+    };
+    let none = run().code(77);
+    assert!(none.stdout.contains("no GPU can be used here"), "{}", none.stdout);
+    let machine = Machine::new();
+    let out = run().code(0);
+    let report: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+    for (engine, path) in [
+        ("bounce", "bounce"),
+        ("shared", "cufile_staged"),
+        ("shared_vmm", "cufile_staged"),
+        ("daemon_allocated", "cufile_direct"),
+    ] {
+        assert_eq!(report["engines"][engine]["path"], path, "{report:#}");
+        assert_eq!(report["engines"][engine]["bytes_right"], true, "{report:#}");
+    }
+    assert!(report["worker_killed"]["client_said"].as_str().unwrap().contains("moved -5"), "{report:#}");
+    assert_eq!(report["imported"]["ipc"]["ring"]["bytes_right"], true, "{report:#}");
+    drop(machine);
+}
+
 /// A client that holds a buffer until it's killed.
 #[test]
 #[ignore = "another test starts it"]
@@ -240,6 +267,11 @@ fn workers_end_with_the_daemon() {
     let registered = register(&client, &memory);
     let worker = machine.worker();
     assert!(alive(worker));
+    // A mount whose connection somebody else has open outlives its daemon.
+    for fd in fs::read_dir(format!("/proc/{worker}/fd")).unwrap().flatten() {
+        let what = fs::read_link(fd.path()).unwrap_or_default();
+        assert_ne!(what.to_str(), Some("/dev/fuse"), "{fd:?}");
+    }
     // The mount is busy as long as they have it open. The worker idles then, with a minute to go.
     drop((registered, client));
     let builder = mount.stop();

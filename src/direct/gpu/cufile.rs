@@ -208,7 +208,7 @@ impl Cufile {
         len: usize,
         file_off: u64,
     ) -> Result<usize, i32> {
-        debug_assert!((offset | len as u64 | file_off) % ALIGN == 0);
+        debug_assert!((offset | len as u64 | file_off).is_multiple_of(ALIGN));
         moved(|| {
             // SAFETY: the library checks handle and address itself; the memory is GPU memory.
             unsafe {
@@ -226,7 +226,7 @@ impl Cufile {
         len: usize,
         file_off: u64,
     ) -> Result<usize, i32> {
-        debug_assert!((offset | len as u64 | file_off) % ALIGN == 0);
+        debug_assert!((offset | len as u64 | file_off).is_multiple_of(ALIGN));
         moved(|| {
             // SAFETY: as in `read`.
             unsafe {

@@ -92,15 +92,8 @@ impl Process {
             worked: AtomicBool::new(false),
         });
         let heard = line.clone();
-        let mut child = Some(child);
-        let spawned = std::thread::Builder::new().name("kvfs-gpu-in".into()).spawn({
-            let child = child.take();
-            move || {
-                if let Some(child) = child {
-                    heard.listen(child);
-                }
-            }
-        });
+        let spawned =
+            std::thread::Builder::new().name("kvfs-gpu-in".into()).spawn(move || heard.listen(child));
         spawned.map(|_| Process { line, pid, next: AtomicU64::new(1) })
     }
 
@@ -182,13 +175,11 @@ impl Lost {
 impl Line {
     /// Hears the process until it's gone, and reaps it.
     fn listen(&self, mut child: Child) {
+        let mut looked = Instant::now();
         loop {
             if self.channel.wait(TICK) {
                 match self.channel.receive::<Reply>() {
-                    Ok(Some((reply, _))) => {
-                        self.heard(reply);
-                        continue;
-                    }
+                    Ok(Some((reply, _))) => self.heard(reply),
                     Ok(None) => break,
                     Err(e) => {
                         self.give_up(Lost::Died(format!("it can't be understood: {e}")));
@@ -196,6 +187,11 @@ impl Line {
                     }
                 }
             }
+            // Also while it answers other things.
+            if looked.elapsed() < TICK {
+                continue;
+            }
+            looked = Instant::now();
             if self.asked.lock().lost.is_some() {
                 break;
             }
@@ -206,14 +202,12 @@ impl Line {
         }
         // It has closed its end, or is to.
         let until = Instant::now() + FAREWELL;
+        let waiting = || self.ending.load(Relaxed) || self.asked.lock().lost.is_none();
         let how = loop {
             match child.try_wait() {
                 Ok(Some(status)) => break status.to_string(),
-                Ok(None) if Instant::now() < until && self.asked.lock().lost.is_none() => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Ok(None) if Instant::now() < until && self.ending.load(Relaxed) => {
-                    std::thread::sleep(Duration::from_millis(5));
+                Ok(None) if Instant::now() < until && waiting() => {
+                    std::thread::sleep(Duration::from_millis(5))
                 }
                 _ => break "it was killed".into(),
             }
