@@ -1,10 +1,11 @@
 //! `kvfs doctor`: says what kvfs can use on this machine, what is missing, and how to get it.
 //!
 //! Each check looks at one thing and gives one line. What always holds: nothing is changed, nothing is
-//! mounted, no GPU is initialised, and every check is a function of a `System`, so that the
+//! mounted, no GPU is initialised (unless `--backing` names a directory to try it with), and every check is a function of a `System`, so that the
 //! tests can show it any machine. The exit status says whether a mount can work here; speed and GPUs don't
 //! count for it.
 
+mod backing;
 mod check;
 mod cufile;
 mod fuse;
@@ -17,6 +18,7 @@ use check::{Check, Status};
 use serde::Serialize;
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use system::System;
 
@@ -26,13 +28,18 @@ pub struct DoctorArgs {
     /// Write the report as JSON.
     #[arg(long)]
     json: bool,
+
+    /// Try how data moves between GPU memory and this directory, as a mount over it would; may be given several
+    /// times. A file is made in it and removed again.
+    #[arg(long, value_name = "DIR")]
+    backing: Vec<PathBuf>,
 }
 
 /// Checks this machine and writes the report to standard output.
 ///
 /// Succeeds (0) when a mount can work here, fails (1) when it can't or the report couldn't be written.
 pub fn run(args: &DoctorArgs) -> ExitCode {
-    let report = Report::of(&System::this_machine());
+    let report = Report::of(&System::this_machine(), &args.backing);
     match report.write(&mut io::stdout().lock(), args.json) {
         // Who reads only the first lines gets the verdict as well.
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {
@@ -52,10 +59,11 @@ struct Report {
 }
 
 impl Report {
-    fn of(system: &System) -> Self {
+    fn of(system: &System, backings: &[PathBuf]) -> Self {
         let groups = [fuse::checks, uring::checks, limits::checks, gpu::checks, cufile::checks];
         let mut checks: Vec<_> = groups.into_iter().flat_map(|group| group(system)).collect();
         checks.push(data_path(&checks));
+        checks.extend(backing::checks(system, backings));
         let can_mount = checks.iter().all(|check| !check.essential || check.status != Status::Missing);
         Self { can_mount, checks }
     }
@@ -118,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_bare_machine_cannot_mount_and_is_told_why() {
-        let report = Report::of(&Machine::bare().system());
+        let report = Report::of(&Machine::bare().system(), &[]);
         assert!(!report.can_mount);
         let text = report.to_string();
         assert!(text.ends_with("A mount can't work here: see the lines that say `missing`.\n"), "{text}");
@@ -129,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_server_without_gpus_mounts_with_passthrough() {
-        let report = Report::of(&Machine::server().system());
+        let report = Report::of(&Machine::server().system(), &[]);
         assert!(report.can_mount, "{report}");
         assert_eq!(status(&report, "file data"), Status::Ok);
         assert!(
@@ -142,17 +150,17 @@ mod tests {
     fn without_passthrough_and_io_uring_data_moves_slowly() {
         let mut machine = Machine::server();
         machine.file("proc/sys/kernel/osrelease", "6.8.0-31-generic\n");
-        let report = Report::of(&machine.system());
+        let report = Report::of(&machine.system(), &[]);
         assert_eq!((report.can_mount, status(&report, "file data")), (true, Status::Limited));
         machine.without_io_uring();
-        let report = Report::of(&machine.system());
+        let report = Report::of(&machine.system(), &[]);
         assert_eq!((report.can_mount, status(&report, "file data")), (true, Status::Limited));
         assert!(report.to_string().contains("threads that read and write"), "{report}");
     }
 
     #[test]
     fn both_forms_hold_every_check() {
-        let report = Report::of(&Machine::server().system());
+        let report = Report::of(&Machine::server().system(), &[]);
         let (mut text, mut json) = (Vec::new(), Vec::new());
         report.write(&mut text, false).unwrap();
         report.write(&mut json, true).unwrap();
@@ -168,7 +176,7 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let report = Report::of(&Machine::server().system());
+        let report = Report::of(&Machine::server().system(), &[]);
         let mut names: Vec<_> = report.checks.iter().map(|check| check.name).collect();
         names.sort_unstable();
         let count = names.len();
@@ -178,7 +186,7 @@ mod tests {
 
     #[test]
     fn this_machine_can_be_checked() {
-        let report = Report::of(&System::this_machine());
+        let report = Report::of(&System::this_machine(), &[]);
         assert!(!report.to_string().is_empty());
     }
 }

@@ -13,6 +13,7 @@ mod logging;
 mod mount;
 mod status;
 mod umount;
+pub(crate) mod worker;
 
 use std::process::ExitCode;
 
@@ -46,6 +47,8 @@ enum Command {
     BindSocket(bind_socket::BindSocketArgs),
     /// Tell what is usable on this machine, what is missing and how to get it
     Doctor(doctor::DoctorArgs),
+    #[command(hide = true)]
+    Worker(worker::WorkerArgs),
 }
 
 /// Parses the command line and runs the subcommand.
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Locate(args) => locate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::BindSocket(args) => bind_socket::run(&args),
+        Command::Worker(args) => worker::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
     };
     match result {

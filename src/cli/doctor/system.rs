@@ -3,6 +3,9 @@
 //! What always holds: a check asks nothing but this. Nearly all it wants to know is in /proc, /sys and /dev,
 //! so a test is a directory with some files.
 
+use crate::direct::gpu::executable::Executable;
+use crate::direct::gpu::probe::{self, Finding};
+use std::error::Error;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -23,6 +26,9 @@ pub(super) trait Trials {
 
     /// Loads the shared library called `name`, and says why that's impossible.
     fn library(&self, name: &str) -> Result<(), String>;
+
+    /// Finds out, in another process, how data moves between GPU memory and each directory.
+    fn gpu_paths(&self, dirs: &[PathBuf]) -> Vec<Finding>;
 }
 
 /// The numbers of the capabilities that checks ask for (`linux/capability.h`).
@@ -134,6 +140,11 @@ impl System {
         self.trials.io_uring()
     }
 
+    /// How data moves between GPU memory and each of these directories.
+    pub(super) fn gpu_paths(&self, dirs: &[PathBuf]) -> Vec<Finding> {
+        self.trials.gpu_paths(dirs)
+    }
+
     /// The first of these shared libraries that loads, or why the first of them doesn't.
     pub(super) fn library<'a>(&self, names: &[&'a str]) -> Result<&'a str, String> {
         let mut reason = None;
@@ -164,8 +175,13 @@ impl Trials for Real {
                 std::mem::forget(library);
                 Ok(())
             }
-            Err(e) => Err(e.to_string()),
+            // What dlerror(3) says is in the source.
+            Err(e) => Err(e.source().map_or_else(|| e.to_string(), ToString::to_string)),
         }
+    }
+
+    fn gpu_paths(&self, dirs: &[PathBuf]) -> Vec<Finding> {
+        probe::run(&Executable::default(), false, dirs, probe::DEADLINE).dirs
     }
 }
 
@@ -179,13 +195,14 @@ pub(super) mod tests {
         root: TempDir,
         io_uring: bool,
         libraries: Vec<&'static str>,
+        gpu_paths: Vec<Finding>,
     }
 
     impl Machine {
         /// A machine on which nothing can be found out.
         pub(in super::super) fn bare() -> Self {
             let root = TempDir::new().expect("a temporary directory");
-            Self { root, io_uring: false, libraries: Vec::new() }
+            Self { root, io_uring: false, libraries: Vec::new(), gpu_paths: Vec::new() }
         }
 
         /// A new kernel, and root in its initial user namespace; no GPU.
@@ -236,6 +253,11 @@ pub(super) mod tests {
             self
         }
 
+        pub(in super::super) fn gpu_paths(&mut self, found: Vec<Finding>) -> &mut Self {
+            self.gpu_paths = found;
+            self
+        }
+
         pub(in super::super) fn without_io_uring(&mut self) -> &mut Self {
             self.io_uring = false;
             self
@@ -245,7 +267,11 @@ pub(super) mod tests {
             System {
                 root: self.root.path().to_owned(),
                 commands: vec![PathBuf::from("/usr/bin")],
-                trials: Box::new(Fake { io_uring: self.io_uring, libraries: self.libraries.clone() }),
+                trials: Box::new(Fake {
+                    io_uring: self.io_uring,
+                    libraries: self.libraries.clone(),
+                    gpu_paths: self.gpu_paths.clone(),
+                }),
             }
         }
     }
@@ -253,6 +279,7 @@ pub(super) mod tests {
     struct Fake {
         io_uring: bool,
         libraries: Vec<&'static str>,
+        gpu_paths: Vec<Finding>,
     }
 
     impl Trials for Fake {
@@ -262,6 +289,10 @@ pub(super) mod tests {
 
         fn library(&self, name: &str) -> Result<(), String> {
             if self.libraries.contains(&name) { Ok(()) } else { Err(format!("{name}: no such file")) }
+        }
+
+        fn gpu_paths(&self, _: &[PathBuf]) -> Vec<Finding> {
+            self.gpu_paths.clone()
         }
     }
 
