@@ -85,6 +85,33 @@ fn direct(out: &mut impl Write, d: &DirectStatus) -> io::Result<()> {
         d.buffers,
         bytes(d.buffer_bytes)
     )?;
+    for b in &d.gpu.backings {
+        if d.gpu.driver.is_some() {
+            writeln!(out, "               GPU memory and backing {}: {}", b.slot, b.detail)?;
+        }
+    }
+    if d.gpu.driver.is_none() {
+        let why = match (d.gpu.enabled, d.gpu.probed) {
+            (false, _) => "off (--direct host)",
+            (_, false) => "being looked for",
+            _ => "no GPU",
+        };
+        writeln!(out, "               GPU memory: {why}")?;
+    }
+    for w in &d.gpu.workers {
+        let pid = w.pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
+        let error = w.last_error.as_deref().map(|e| format!("; last fault: {e}")).unwrap_or_default();
+        writeln!(
+            out,
+            "               GPU {}: {}{pid}, {} buffers, {} transfers of {}, {} deaths{error}",
+            w.gpu,
+            format!("{:?}", w.state).to_lowercase(),
+            w.buffers,
+            w.ops,
+            bytes(w.bytes),
+            w.restarts
+        )?;
+    }
     let c = &d.counts;
     if c.calls > 0 {
         writeln!(
