@@ -183,6 +183,23 @@ fn a_prefix_ends_at_the_first_gap() {
 }
 
 #[test]
+fn a_daemon_that_may_not_take_descriptors_is_sent_them() {
+    let lab = Lab::new();
+    common::caps::start_without_ptrace();
+    for point in ["mnt".to_owned(), "long".repeat(40)] {
+        let mount = lab.mount(&lab.dirs(2)).at(lab.dir(&point)).start();
+        let client = Client::open(mount.point()).unwrap();
+        assert!(client.facts().abilities.socket);
+        let (buffer, registered) = buffer(&client, 8192);
+        fs::write(mount.path("f"), pattern(3, 8192)).unwrap();
+        let file = File::open(mount.path("f")).unwrap();
+        assert_eq!(file.read(0, &registered, 0, 8192).unwrap(), 8192);
+        assert!(bytes(&buffer, 0, 8192) == pattern(3, 8192));
+        assert_eq!(mount.status()["direct"]["counts"]["refused"].as_u64(), Some(1), "not by its number");
+    }
+}
+
+#[test]
 fn a_child_can_not_use_its_parents_buffers() {
     let lab = Lab::new();
     let mount = mounted(&lab, "--direct=host");

@@ -200,7 +200,7 @@ impl Mount {
             if rustix::fs::fstat(&root)?.st_dev != rustix::fs::fstat(&*self.dir)?.st_dev {
                 return Err(Errno::XDEV.into());
             }
-            super::socket::send(root.as_fd(), fd)
+            super::socket::send(&mount.point, root.as_fd(), fd)
         };
         sent().map_err(|source| Error::Socket { source })
     }

@@ -1,7 +1,7 @@
 """What the package promises, on an ordinary directory and, where KVFS_TEST_MOUNT names one, on a kvfs mount.
 
-KVFS_TEST_LOCATE says that the mount was made with --allow-locate; KVFS_TEST_PLAIN names a directory to be used
-as the ordinary one.
+KVFS_TEST_LOCATE says that the mount was made with --allow-locate; KVFS_TEST_PLAIN names a directory to be
+used as the ordinary one.
 """
 
 import errno
@@ -291,7 +291,9 @@ class TheWheel(unittest.TestCase):
         )
         if sys.version_info < (3, 10):
             self.skipTest("needs the list of standard modules")
-        out = subprocess.run([sys.executable, "-S", "-c", program], check=True, capture_output=True, text=True)
+        out = subprocess.run(
+            [sys.executable, "-S", "-c", program], check=True, capture_output=True, text=True
+        )
         self.assertEqual(out.stdout.strip(), "set()")
 
 

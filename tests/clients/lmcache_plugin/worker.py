@@ -1,11 +1,11 @@
 """One tensor-parallel worker: the real LMCache StorageManager with the kvfs plugin, driven from outside.
 
-Runs inside the environment of the other LMCache test and obeys one JSON command per line of its standard input,
-answering each with one line. LMCache makes the plugin itself, from `storage_plugins` in its configuration, and
-all stores, lookups and loads go through its StorageManager.
+Runs inside the environment of the other LMCache test and obeys one JSON command per line of its standard
+input, answering each with one line. LMCache makes the plugin itself, from `storage_plugins` in its
+configuration, and all stores, lookups and loads go through its StorageManager.
 
-No answer is taken from memory that could still hold it: every buffer is overwritten before it goes back to the
-pool that the next read takes it from.
+No answer is taken from memory that could still hold it: every buffer is overwritten before it goes back to
+the pool that the next read takes it from.
 """
 
 import asyncio
@@ -55,23 +55,28 @@ class Worker:
             **settings,
         }
         config = LMCacheEngineConfig.from_defaults(
-            chunk_size=256, local_cpu=False, max_local_cpu_size=pool / 2**30 + 0.03,
-            storage_plugins=[NAME], extra_config=extra)
+            chunk_size=256,
+            local_cpu=False,
+            max_local_cpu_size=pool / 2**30 + 0.03,
+            storage_plugins=[NAME],
+            extra_config=extra,
+        )
         metadata = LMCacheMetadata(
-            model_name=MODEL, world_size=self.world, local_world_size=self.world,
-            worker_id=self.rank, local_worker_id=self.rank, kv_dtype=torch.bfloat16,
-            kv_shape=(1, 2, 1, 1, nbytes // 4))
+            model_name=MODEL,
+            world_size=self.world,
+            local_world_size=self.world,
+            worker_id=self.rank,
+            local_worker_id=self.rank,
+            kv_dtype=torch.bfloat16,
+            kv_shape=(1, 2, 1, 1, nbytes // 4),
+        )
         PinMonitor.GetOrCreate(config, metadata)
         self.manager = StorageManager(config, metadata, EventManager())
         self.plugin = self.manager.storage_backends[NAME]
         self.cpu = self.manager.storage_backends["LocalCPUBackend"]
         self.keys = [self._key(i) for i in range(chunks)]
         self.originals = [self._content(i) for i in range(chunks)]
-        return {
-            "found": self._found(),
-            "direct": self.plugin.mount.direct,
-            "files": self._files(self.keys),
-        }
+        return {"found": self._found(), "direct": self.plugin.mount.direct, "files": self._files(self.keys)}
 
     def _key(self, chunk):
         digest = hashlib.sha256(f"{self.scenario}/{chunk}".encode()).digest()
