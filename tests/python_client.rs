@@ -54,6 +54,9 @@ fn on_a_mount_that_is_sent_descriptors() {
             threads.spawn(move || unittest(&scratch, &[("KVFS_TEST_MOUNT", &told.recv().expect("a mount"))]));
         common::caps::start_without_ptrace();
         let mount = lab.mount(&lab.dirs(2)).start();
+        while mount.status()["direct"]["fd_socket"] != true {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
         go.send(mount.point().to_path_buf()).expect("the client waits");
         client.join().expect("the tests of the package");
         mount

@@ -143,7 +143,8 @@ def _register(mount: "Mount", access: int, fields: _Fields) -> _Answer:
         try:
             return _register_once(directory, access, fields, fields.fd, method, 0)
         except Error as error:
-            if error.errno != errno.EPERM or fields.fd < 0 or not mount.has("fd_socket"):
+            # It's asked anew: the socket comes a moment after the mount.
+            if error.errno != errno.EPERM or fields.fd < 0 or not mount.query().has("fd_socket"):
                 raise
         token = _send_fd(mount.root(), fields.fd)
         return _register_once(directory, access, fields, -1, _abi.FD_SENT, token)

@@ -259,16 +259,22 @@ class Mount:
         with self.open(name) as file:
             return file.locate()
 
+    def query(self) -> Facts:
+        """What the mount says now; an Error where there is no fast path."""
+        with self._directory() as fd:
+            return query(fd)
+
     def check(self) -> None:
         """Raises if the directory isn't there, or the fast path isn't any more where it was."""
-        with self._directory() as fd:
-            if self.direct:
-                try:
-                    self._renew(query(fd))
-                except Error as error:
-                    if error.errno == errno.ENOTTY:
-                        raise Error(errno.ENODEV, "QUERY") from error
-                    raise
+        if not self.direct:
+            os.stat(self.path)
+            return
+        try:
+            self._renew(self.query())
+        except Error as error:
+            if error.errno == errno.ENOTTY:
+                raise Error(errno.ENODEV, "QUERY") from error
+            raise
 
     def root(self) -> str:
         """The mount point that the directory is in."""
