@@ -4,6 +4,7 @@
 //! of that fault's own (`exit`).
 
 mod background;
+mod bench;
 mod bind_socket;
 pub mod doctor;
 mod exit;
@@ -38,6 +39,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Tell where files are: the backing, the real path, and why they were placed there
     Locate(locate::LocateArgs),
+    /// Measure a mount beside other ways to the same drives
+    Bench(bench::BenchArgs),
     /// Bind the daemon's socket in a mount
     #[command(hide = true)]
     BindSocket(bind_socket::BindSocketArgs),
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Locate(args) => locate::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::BindSocket(args) => bind_socket::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
     };

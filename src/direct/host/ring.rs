@@ -152,7 +152,7 @@ impl Worker {
         self.listen();
         let mut done: Vec<(u64, i32)> = Vec::new();
         loop {
-            self.accept();
+            guarded(|| self.accept());
             if self.inbox.stop.load(SeqCst) && self.jobs.is_empty() {
                 return;
             }
@@ -164,7 +164,7 @@ impl Worker {
                         let _ = rustix::io::read(&self.inbox.doorbell, &mut [0u8; 8]);
                         self.listen();
                     }
-                    key => self.complete(key, result),
+                    key => guarded(|| self.complete(key, result)),
                 }
             }
         }
@@ -321,6 +321,12 @@ impl Worker {
             job.op.end(result, Path::UringHost);
         }
     }
+}
+
+/// A fault of ours costs the op that it happens to, which is answered with EIO as it's dropped.
+fn guarded(act: impl FnOnce()) {
+    // The panic hook has written its line.
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
 }
 
 /// The result of an op from its parts': the bytes up to the first that is short, or the first error.
