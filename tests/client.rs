@@ -1,4 +1,5 @@
 //! The client library on real mounts: every byte that it moves is compared with plain reads and writes.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

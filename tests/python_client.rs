@@ -1,4 +1,5 @@
 //! The Python package's own tests: on an ordinary directory, and on real mounts of each kind.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
