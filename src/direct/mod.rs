@@ -266,7 +266,7 @@ impl Direct {
     /// A handle is about to be released: what was bound to it goes.
     pub fn released(&self, fh: u64) {
         self.tokens.closed(fh);
-        self.buffers.remove_all(|buffer| buffer.file == Some(fh));
+        self.buffers.closed(fh);
     }
 
     /// What there is and what was done.
