@@ -249,6 +249,27 @@ class OnAMount(Anywhere, unittest.TestCase):
             self.assertEqual(file.read(buffer), 4096)
         self.assertNotEqual(registered.id(), first)
 
+    def test_a_closed_buffer_is_forgotten(self) -> None:
+        """Other memory may have its address, and must not be taken for it."""
+        buffer = kvfs.HostBuffer(MIB)
+        registered = self.mount.register(buffer)
+        address = registered.address
+        self.assertIsNotNone(self.mount._regions.find(address, MIB))
+        buffer.close()
+        self.assertIsNone(self.mount._regions.find(address, MIB))
+
+    def test_what_can_not_be_registered_anew_is_still_memory(self) -> None:
+        buffer = kvfs.HostBuffer(MIB)
+        registered = self.mount.register(buffer)
+        registered._made_for = (0, 0)
+        # As long as that is so no registration succeeds.
+        memfd, buffer.memfd = buffer.memfd, -1
+        self.put("f", b"z" * MIB)
+        with self.mount.open("f") as file:
+            self.assertEqual(file.read(buffer), MIB)
+        buffer.memfd = memfd
+        self.assertEqual(buffer[:], b"z" * MIB)
+
     def test_the_root_is_found(self) -> None:
         self.assertEqual(self.mount.root(), os.path.realpath(MOUNT))
 

@@ -59,6 +59,10 @@ class Registered:
         self.path, self.reason = answer.path, answer.reason
         return answer.buf_id
 
+    def is_closed(self) -> bool:
+        """Whether its memory was given back without a `release`."""
+        return isinstance(self.object, HostBuffer) and self.object.closed
+
     def release(self) -> None:
         """Unregisters it, after the transfers that use it."""
         self.mount._regions.remove(self)
@@ -221,6 +225,10 @@ class Regions:
             return None
         with self._lock:
             at = bisect_right(self._starts, address) - 1
+            # A closed buffer's address may be other memory's by now.
+            while at >= 0 and self._regions[at].is_closed():
+                del self._starts[at], self._regions[at]
+                at -= 1
             if at < 0:
                 return None
             region = self._regions[at]

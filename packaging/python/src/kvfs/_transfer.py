@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Tuple
 
 from . import _abi, _cuda
 from ._abi import Error, error_of
-from ._buffers import Registered
+from ._buffers import DeviceBuffer, Registered
 from ._host import HostBuffer, bytes_of, memory_of
 
 if TYPE_CHECKING:
@@ -167,7 +167,14 @@ class Batch:
         facts = self._mount.facts
         if facts is None or not facts.has("batch"):
             return False
-        return (facts.path_gpu if region.gpu else facts.path_host) != _abi.PATH_NONE
+        if (facts.path_gpu if region.gpu else facts.path_host) == _abi.PATH_NONE:
+            return False
+        try:
+            region.id()
+        except (OSError, _cuda.CudaError):
+            # It can't be registered anew. Memory of the daemon's own is gone then; any other is still there.
+            return isinstance(region, DeviceBuffer)
+        return True
 
     @staticmethod
     def _synchronize(transfers: List[_Transfer], stream: Optional[int]) -> None:
