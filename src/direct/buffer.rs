@@ -64,11 +64,6 @@ impl Use {
     pub(crate) fn memory(&self) -> &Memory {
         &self.0.memory
     }
-
-    /// Its id.
-    pub(crate) fn id(&self) -> u64 {
-        self.0.id
-    }
 }
 
 impl Drop for Use {
@@ -166,11 +161,6 @@ impl Buffers {
     pub(crate) fn new(quota: Quota) -> Buffers {
         let shared = Arc::new(Shared { quota, used: Mutex::default() });
         Buffers { shared, tables: Mutex::default() }
-    }
-
-    /// The quota of each user.
-    pub(crate) fn quota(&self) -> Quota {
-        self.shared.quota
     }
 
     /// Takes room for a buffer. `EDQUOT` when its user has no more.

@@ -239,7 +239,7 @@ impl Direct {
             Command::Unregister(unreg) => self.unregister(&unreg, asked, tgid),
             Command::Transfer(op) => self.transfer(op, asked, tgid),
             Command::Submit(batch, ops) => self.submit(batch, ops, asked, tgid),
-            Command::Locate(_) => {
+            Command::Locate => {
                 let located = self.locate(&asked);
                 asked.answer(located.map(|l| l.as_bytes().to_vec()));
             }
