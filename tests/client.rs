@@ -1,4 +1,5 @@
 //! The client library on real mounts: every byte that it moves is compared with plain reads and writes.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -180,6 +181,25 @@ fn a_prefix_ends_at_the_first_gap() {
     let wrong =
         client.lookup_prefix(fs::File::open(mount.path("dir").join(&names[1])).unwrap(), &names, false);
     assert!(matches!(wrong, Err(Error::Refused { errno: Errno::NOTDIR, .. })), "{wrong:?}");
+}
+
+#[test]
+fn a_daemon_that_may_not_take_descriptors_is_sent_them() {
+    let lab = Lab::new();
+    common::caps::start_without_ptrace();
+    for point in ["mnt".to_owned(), "long".repeat(40)] {
+        let mount = lab.mount(&lab.dirs(2)).at(lab.dir(&point)).start();
+        let client = Client::open(mount.point()).unwrap();
+        while !client.query().unwrap().abilities.socket {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let (buffer, registered) = buffer(&client, 8192);
+        fs::write(mount.path("f"), pattern(3, 8192)).unwrap();
+        let file = File::open(mount.path("f")).unwrap();
+        assert_eq!(file.read(0, &registered, 0, 8192).unwrap(), 8192);
+        assert!(bytes(&buffer, 0, 8192) == pattern(3, 8192));
+        assert_eq!(mount.status()["direct"]["counts"]["refused"].as_u64(), Some(1), "not by its number");
+    }
 }
 
 #[test]

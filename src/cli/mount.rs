@@ -70,6 +70,10 @@ pub(super) struct MountArgs {
     #[arg(long, default_value = "auto", value_name = "MODE")]
     direct: DirectMode,
 
+    /// Use AMD's GPUs through HIP and hipFile where there is none of NVIDIA's. Never tried on one
+    #[arg(long)]
+    hipfile: bool,
+
     /// Tell clients of the fast path where a file really is, if they could open it there themselves
     #[arg(long)]
     allow_locate: bool,
@@ -99,6 +103,7 @@ impl MountArgs {
         Ok(DirectOptions {
             enabled: self.direct != DirectMode::Off,
             gpu: self.direct == DirectMode::Auto,
+            hipfile: self.hipfile,
             locate: self.allow_locate,
             deadline: Duration::from_secs(self.direct_timeout),
             buffers: self.direct_buffers,
@@ -216,6 +221,7 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     // The kernel queues what is asked until `run` reads it.
     parent.ready();
     let ended = session.run();
+    direct.shutdown();
     drop(control);
     tracing::info!("unmounted from {}", config.mount_point.display());
     ended.map_err(|e| Failure::other(format!("the session ended with an error: {e}")))

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::Failure;
 use crate::backing::mountinfo::{Mount, mounts, named};
 use crate::control::{Question, Status, ask};
+use crate::direct::DirectStatus;
 use crate::fuse::FS_TYPE;
 
 /// Show a mount: backings, files, room, passthrough or not and why
@@ -73,6 +74,60 @@ fn chosen(point: Option<&PathBuf>) -> Result<Vec<Mount>, Failure> {
     }
 }
 
+fn direct(out: &mut impl Write, d: &DirectStatus) -> io::Result<()> {
+    if !d.on {
+        return writeln!(out, "  fast path    off (--direct off)");
+    }
+    writeln!(
+        out,
+        "  fast path    host memory: {}; {} buffers of {}",
+        d.host,
+        d.buffers,
+        bytes(d.buffer_bytes)
+    )?;
+    for b in &d.gpu.backings {
+        if d.gpu.driver.is_some() {
+            writeln!(out, "               GPU memory and backing {}: {}", b.slot, b.detail)?;
+        }
+    }
+    if d.gpu.driver.is_none() {
+        let why = match (d.gpu.enabled, d.gpu.probed) {
+            (false, _) => "off (--direct host)",
+            (_, false) => "being looked for",
+            _ => "no GPU",
+        };
+        writeln!(out, "               GPU memory: {why}")?;
+    }
+    for w in &d.gpu.workers {
+        let pid = w.pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
+        let error = w.last_error.as_deref().map(|e| format!("; last fault: {e}")).unwrap_or_default();
+        writeln!(
+            out,
+            "               GPU {}: {}{pid}, {} buffers, {} transfers of {}, {} deaths{error}",
+            w.gpu,
+            format!("{:?}", w.state).to_lowercase(),
+            w.buffers,
+            w.ops,
+            bytes(w.bytes),
+            w.restarts
+        )?;
+    }
+    let c = &d.counts;
+    if c.calls > 0 {
+        writeln!(
+            out,
+            "               {} reads of {}, {} writes of {}, {} failed, {} calls refused",
+            c.reads,
+            bytes(c.bytes_read),
+            c.writes,
+            bytes(c.bytes_written),
+            c.failed,
+            c.refused
+        )?;
+    }
+    Ok(())
+}
+
 fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     writeln!(
         out,
@@ -93,6 +148,7 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
         s.index.files, s.index.dirs, s.index.shadows, s.index.unreadable, s.index.scan_ms
     )?;
     writeln!(out, "  open files   {}", s.open_files)?;
+    direct(out, &s.direct)?;
     writeln!(out, "  log          {}", s.log)?;
     writeln!(
         out,

@@ -12,7 +12,6 @@ use rustix::io::Errno;
 
 use super::call::call;
 use super::error::{Call, Error};
-use crate::backing::mountinfo;
 use crate::direct::abi;
 
 /// `FUSE_SUPER_MAGIC` (include/uapi/linux/magic.h).
@@ -189,18 +188,29 @@ impl Mount {
         &self.dir
     }
 
+    /// Where it's mounted: the topmost directory of its file system.
+    fn root(&self) -> std::io::Result<PathBuf> {
+        let mut root = self.path.canonicalize()?;
+        let device = rustix::fs::fstat(&*self.dir)?.st_dev;
+        if rustix::fs::stat(&root)?.st_dev != device {
+            // Something else has been mounted there since.
+            return Err(Errno::XDEV.into());
+        }
+        while let Some(above) = root.parent()
+            && rustix::fs::stat(above)?.st_dev == device
+        {
+            root = above.to_owned();
+        }
+        Ok(root)
+    }
+
     /// Hands `fd` to the daemon through the socket in the mount's root.
     pub(super) fn send(&self, fd: BorrowedFd<'_>) -> Result<u64, Error> {
         let sent = || {
-            let path = self.path.canonicalize()?;
-            let (mount, _) = mountinfo::inside(&path)?.ok_or(Errno::NOENT)?;
+            let point = self.root()?;
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let root = rustix::fs::open(&mount.point, flags, Mode::empty())?;
-            // Something else may have been mounted there since.
-            if rustix::fs::fstat(&root)?.st_dev != rustix::fs::fstat(&*self.dir)?.st_dev {
-                return Err(Errno::XDEV.into());
-            }
-            super::socket::send(root.as_fd(), fd)
+            let root = rustix::fs::open(&point, flags, Mode::empty())?;
+            super::socket::send(&point, root.as_fd(), fd)
         };
         sent().map_err(|source| Error::Socket { source })
     }

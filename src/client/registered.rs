@@ -112,7 +112,10 @@ impl Mount {
             answer.fd_method = abi::FD_OF_CALLER;
         }
         let mut done = raw(self, Call::Register, answer.as_mut_bytes());
-        if let (Err(Errno::PERM), Some(fd), true) = (done, fd, self.facts().abilities.socket) {
+        // It's asked anew: the socket comes a moment after the mount.
+        if let (Err(Errno::PERM), Some(fd)) = (done, fd)
+            && self.query()?.abilities.socket
+        {
             answer = abi::RegBuf { fd_method: abi::FD_SENT, fd_token: self.send(fd)?, ..wanted };
             done = raw(self, Call::Register, answer.as_mut_bytes());
         }

@@ -64,11 +64,6 @@ impl Use {
     pub(crate) fn memory(&self) -> &Memory {
         &self.0.memory
     }
-
-    /// Its id.
-    pub(crate) fn id(&self) -> u64 {
-        self.0.id
-    }
 }
 
 impl Drop for Use {
@@ -152,18 +147,20 @@ impl Drop for Reserved {
 /// All buffers of a mount.
 pub(crate) struct Buffers {
     shared: Arc<Shared>,
-    by_id: Mutex<HashMap<u64, Arc<Buffer>>>,
+    tables: Mutex<Tables>,
+}
+
+#[derive(Default)]
+struct Tables {
+    by_id: HashMap<u64, Arc<Buffer>>,
+    /// Those that go with an open file: every close asks.
+    by_file: HashMap<u64, Vec<u64>>,
 }
 
 impl Buffers {
     pub(crate) fn new(quota: Quota) -> Buffers {
         let shared = Arc::new(Shared { quota, used: Mutex::default() });
-        Buffers { shared, by_id: Mutex::default() }
-    }
-
-    /// The quota of each user.
-    pub(crate) fn quota(&self) -> Quota {
-        self.shared.quota
+        Buffers { shared, tables: Mutex::default() }
     }
 
     /// Takes room for a buffer. `EDQUOT` when its user has no more.
@@ -186,10 +183,10 @@ impl Buffers {
         flags: u32,
         memory: Memory,
     ) -> std::io::Result<Arc<Buffer>> {
-        let mut by_id = self.by_id.lock();
+        let mut tables = self.tables.lock();
         let id = loop {
             let id = random()?;
-            if !by_id.contains_key(&id) {
+            if !tables.by_id.contains_key(&id) {
                 break id;
             }
         };
@@ -197,13 +194,16 @@ impl Buffers {
         let table = room.shared.take().unwrap_or_else(|| self.shared.clone());
         let state = Mutex::default();
         let buffer = Arc::new(Buffer { id, owner, file, flags, length, memory, state, table });
-        by_id.insert(id, buffer.clone());
+        tables.by_id.insert(id, buffer.clone());
+        if let Some(file) = file {
+            tables.by_file.entry(file).or_default().push(id);
+        }
         Ok(buffer)
     }
 
     /// A buffer, whoever's it is.
     pub(crate) fn find(&self, id: u64) -> Option<Arc<Buffer>> {
-        self.by_id.lock().get(&id).cloned()
+        self.tables.lock().by_id.get(&id).cloned()
     }
 
     /// Drops a buffer: it takes no more ops, and its memory goes when the last has ended. `then` is told
@@ -230,7 +230,7 @@ impl Buffers {
             None
         };
         drop(state);
-        self.by_id.lock().remove(&buffer.id);
+        self.tables.lock().remove(buffer);
         if let Some(then) = then {
             then(Ok(()));
         }
@@ -238,17 +238,43 @@ impl Buffers {
 
     /// Drops all for which `which` holds, without waiting.
     pub(crate) fn remove_all(&self, which: impl Fn(&Buffer) -> bool) -> usize {
-        let gone: Vec<_> = self.by_id.lock().values().filter(|b| which(b)).cloned().collect();
+        let gone: Vec<_> = self.tables.lock().by_id.values().filter(|b| which(b)).cloned().collect();
         for buffer in &gone {
             self.remove(buffer, true, |_| {});
         }
         gone.len()
     }
 
+    /// An open file was closed: those that go with it are dropped, without waiting.
+    pub(crate) fn closed(&self, file: u64) {
+        let gone: Vec<_> = {
+            let tables = self.tables.lock();
+            let Some(ids) = tables.by_file.get(&file) else { return };
+            ids.iter().filter_map(|id| tables.by_id.get(id)).cloned().collect()
+        };
+        for buffer in gone {
+            self.remove(&buffer, true, |_| {});
+        }
+    }
+
     /// How many there are, and their bytes.
     pub(crate) fn count(&self) -> (u64, u64) {
-        let by_id = self.by_id.lock();
-        (by_id.len() as u64, by_id.values().map(|b| b.length).sum())
+        let tables = self.tables.lock();
+        (tables.by_id.len() as u64, tables.by_id.values().map(|b| b.length).sum())
+    }
+}
+
+impl Tables {
+    fn remove(&mut self, buffer: &Buffer) {
+        self.by_id.remove(&buffer.id);
+        if let Some(file) = buffer.file
+            && let Some(ids) = self.by_file.get_mut(&file)
+        {
+            ids.retain(|id| *id != buffer.id);
+            if ids.is_empty() {
+                self.by_file.remove(&file);
+            }
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::abi::Path;
+use crate::fs::Pinned;
 
 /// The result of an op that hasn't ended: no errno and no byte count.
 const PENDING: i64 = i64::MIN;
@@ -32,7 +33,16 @@ pub(crate) struct Call {
     remaining: AtomicUsize,
     path: AtomicU32,
     answer: Mutex<Option<Answer>>,
+    changed: Mutex<Changed>,
     deadline: Instant,
+}
+
+/// The files that a call has written to, each with the range, until they are told of.
+#[derive(Default)]
+struct Changed {
+    files: Vec<(Arc<Pinned>, u64, u64)>,
+    /// Nobody waits any more: told at once.
+    late: bool,
 }
 
 impl Call {
@@ -43,6 +53,7 @@ impl Call {
             remaining: AtomicUsize::new(ops),
             path: AtomicU32::new(u32::MAX),
             answer: Mutex::new(Some(answer)),
+            changed: Mutex::default(),
             deadline,
         })
     }
@@ -64,6 +75,14 @@ impl Call {
 
     fn reply(&self) -> bool {
         let Some(answer) = self.answer.lock().take() else { return false };
+        let changed = {
+            let mut changed = self.changed.lock();
+            changed.late = true;
+            std::mem::take(&mut changed.files)
+        };
+        for (file, start, end) in changed {
+            file.data_changed(start, end - start);
+        }
         let result = |r: &AtomicI64| match r.load(Acquire) {
             PENDING => -i64::from(libc::ETIMEDOUT),
             result => result,
@@ -74,6 +93,20 @@ impl Call {
             path: if path == u32::MAX { Path::None as u32 } else { path },
         });
         true
+    }
+
+    /// A file was written to. Told of once for all ops of the call, before it's answered.
+    fn changed(&self, file: Arc<Pinned>, offset: u64, len: u64) {
+        let mut changed = self.changed.lock();
+        if changed.late {
+            drop(changed);
+            return file.data_changed(offset, len);
+        }
+        let end = offset.saturating_add(len);
+        match changed.files.iter_mut().find(|(known, ..)| known.serial() == file.serial()) {
+            Some((_, from, to)) => (*from, *to) = ((*from).min(offset), (*to).max(end)),
+            None => changed.files.push((file, offset, end)),
+        }
     }
 
     fn ended(&self, op: usize, result: i64) {
@@ -99,6 +132,11 @@ impl Ticket {
             self.call.path.fetch_min(path as u32, Relaxed);
         }
         self.call.ended(self.op, result);
+    }
+
+    /// The op has changed bytes of a file.
+    pub(super) fn changed(&self, file: Arc<Pinned>, offset: u64, len: u64) {
+        self.call.changed(file, offset, len);
     }
 
     /// When the client stops waiting.

@@ -34,11 +34,6 @@ impl Deadlines {
         Ok(deadlines)
     }
 
-    /// What a call gets.
-    pub(crate) fn limit(&self) -> Duration {
-        self.limit
-    }
-
     /// A call of `ops` ops that is answered in time.
     pub(crate) fn call(self: &Arc<Deadlines>, ops: usize, answer: Answer) -> Arc<Call> {
         let deadline = Instant::now() + self.limit;

@@ -21,7 +21,7 @@ pub(crate) enum Command<'a> {
     /// READ or WRITE.
     Transfer(Op),
     Submit(Batch, Vec<Op>),
-    Locate(Box<Locate>),
+    Locate,
     LookupPrefix(Prefix, Vec<&'a [u8]>),
 }
 
@@ -72,7 +72,7 @@ pub(crate) fn decode(cmd: u32, data: &[u8], out: u32) -> Result<Command<'_>, Err
             if batch.nr_ops as usize != ops || !(1..=abi::BATCH_MAX).contains(&ops) {
                 return Err(Errno::INVAL);
             }
-            let ops = rest.chunks_exact(size_of::<Op>()).map(|op| Op::read_from_bytes(op));
+            let ops = rest.chunks_exact(size_of::<Op>()).map(Op::read_from_bytes);
             Ok(Command::Submit(batch, ops.collect::<Result<_, _>>().map_err(|_| Errno::INVAL)?))
         }
         nr::LOCATE => {
@@ -80,7 +80,7 @@ pub(crate) fn decode(cmd: u32, data: &[u8], out: u32) -> Result<Command<'_>, Err
             if locate.flags != 0 || locate.rsvd0 != 0 || locate.rsvd != [0; 4] {
                 return Err(Errno::INVAL);
             }
-            Ok(Command::Locate(Box::new(locate)))
+            Ok(Command::Locate)
         }
         _ => {
             let (prefix, names) = Prefix::read_from_prefix(data).map_err(|_| Errno::INVAL)?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::abi::Path;
 use super::buffer::Use;
 use super::call::Ticket;
-use crate::fs::{Fs, Passage, Pinned};
+use crate::fs::{Passage, Pinned};
 
 /// Moves bytes.
 pub(crate) trait Engine: Send + Sync {
@@ -42,7 +42,6 @@ pub(crate) struct Op {
     pub(crate) file_off: u64,
     /// How many bytes; not 0.
     pub(crate) len: u64,
-    pub(super) fs: Arc<Fs>,
     pub(super) passage: Passage,
     pub(super) ticket: Ticket,
 }
@@ -50,14 +49,13 @@ pub(crate) struct Op {
 impl Op {
     /// Ends it: bytes moved, `-errno`, or `-(cuFile code)`.
     pub(crate) fn end(self, result: i64, path: Path) {
-        let Op { file, buffer, direction, file_off, fs, passage, ticket, .. } = self;
-        if direction == Direction::Write && result != 0 {
-            // Before the client hears of it. After an error too: a part may have been written.
-            let len = u64::try_from(result).unwrap_or(self.len);
-            fs.data_changed(&file, file_off, len);
-        }
+        let Op { file, buffer, direction, file_off, len, passage, ticket, .. } = self;
         // What waits for the op to end finds it ended when the client does.
-        drop((passage, buffer, file));
+        drop((passage, buffer));
+        if direction == Direction::Write && result != 0 {
+            // After an error too: a part may have been written.
+            ticket.changed(file, file_off, u64::try_from(result).unwrap_or(len));
+        }
         ticket.end(result, path);
     }
 

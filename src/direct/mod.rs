@@ -53,6 +53,8 @@ pub struct DirectOptions {
     pub enabled: bool,
     /// Whether GPU memory is served.
     pub gpu: bool,
+    /// Whether AMD's GPUs are used where there is none of NVIDIA's: never tried on one.
+    pub hipfile: bool,
     /// Whether clients may be told where files really are.
     pub locate: bool,
     /// How long a call may take.
@@ -68,6 +70,7 @@ impl Default for DirectOptions {
         DirectOptions {
             enabled: true,
             gpu: true,
+            hipfile: false,
             locate: false,
             deadline: Duration::from_secs(30),
             buffers: 1024,
@@ -161,6 +164,7 @@ impl Direct {
         })?;
         let gpus = Gpus::new(GpuOptions {
             enabled: options.enabled && options.gpu,
+            hipfile: options.hipfile,
             deadline: options.deadline,
             ..GpuOptions::default()
         });
@@ -235,7 +239,7 @@ impl Direct {
             Command::Unregister(unreg) => self.unregister(&unreg, asked, tgid),
             Command::Transfer(op) => self.transfer(op, asked, tgid),
             Command::Submit(batch, ops) => self.submit(batch, ops, asked, tgid),
-            Command::Locate(_) => {
+            Command::Locate => {
                 let located = self.locate(&asked);
                 asked.answer(located.map(|l| l.as_bytes().to_vec()));
             }
@@ -263,10 +267,20 @@ impl Direct {
         Ok(prefix)
     }
 
+    /// The mount has ended.
+    pub fn shutdown(&self) {
+        self.gpus.shutdown();
+    }
+
     /// A handle is about to be released: what was bound to it goes.
     pub fn released(&self, fh: u64) {
+        if self.gpus.has_workers()
+            && let Ok(file) = self.fs.pin(fh)
+        {
+            self.gpus.forget(file.serial());
+        }
         self.tokens.closed(fh);
-        self.buffers.remove_all(|buffer| buffer.file == Some(fh));
+        self.buffers.closed(fh);
     }
 
     /// What there is and what was done.
@@ -280,6 +294,7 @@ impl Direct {
             in_flight: self.deadlines.count(),
             fd_socket: self.sent.is_bound(),
             counts: self.counts.read(),
+            gpu: self.gpus.status(),
         }
     }
 }

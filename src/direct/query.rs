@@ -3,6 +3,7 @@
 use rustix::io::Errno;
 
 use super::abi::{self, Path, Query, Why, feature};
+use super::engine::Engine;
 use super::{Asked, Direct, Target};
 use crate::fs::Pinned;
 
@@ -15,7 +16,7 @@ const OPTIMAL_IO: u32 = 4 << 20;
 impl Direct {
     pub(super) fn query(&self, query: &Query, asked: &Asked, tgid: u32) -> Result<Query, Errno> {
         let (host, host_why) = match &self.host {
-            Ok(_) => (Path::UringHost, Why::Best),
+            Ok(engine) => (engine.path(), Why::Best),
             Err(_) => (Path::None, Why::NoIoUring),
         };
         let mut answer = Query {

@@ -111,7 +111,7 @@ fn bind(fs: &Fs, point: &Path) -> io::Result<OwnedFd> {
         None,
     )?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg("bind-socket").arg(point);
+    command.arg0("kvfs").arg("bind-socket").arg(point);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     let ours = listener.as_raw_fd();
     // SAFETY: dup2 is async-signal-safe, and clears the copy's close-on-exec flag.

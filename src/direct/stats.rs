@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use serde::{Deserialize, Serialize};
 
 use super::engine::Direction;
+use super::gpu::GpuStatus;
 
 /// Counts since the mount.
 #[derive(Debug, Default)]
@@ -92,4 +93,6 @@ pub struct DirectStatus {
     pub fd_socket: bool,
     /// What was done.
     pub counts: OpCounts,
+    /// GPUs: how data moves between each backing and their memory, and by which processes.
+    pub gpu: GpuStatus,
 }

@@ -138,11 +138,11 @@ impl Direct {
         gpu: &mut Vec<Op>,
     ) {
         let Ready { file, buffer, direction, op } = ready;
-        let (fs, ticket) = (self.fs.clone(), call.ticket(at));
+        let ticket = call.ticket(at);
         let on_host = matches!(buffer.memory(), Memory::Host(_));
         let abi::Op { buf_off, file_off, length: len, .. } = op;
         let enter = file.clone();
-        let make = move |passage| Op { file, buffer, direction, buf_off, file_off, len, fs, passage, ticket };
+        let make = move |passage| Op { file, buffer, direction, buf_off, file_off, len, passage, ticket };
         match enter.try_enter() {
             Some(passage) if on_host => host.push(make(passage)),
             Some(passage) => gpu.push(make(passage)),

@@ -29,15 +29,6 @@ impl Fs {
         let open = self.open.hold(&handle.node);
         Ok(Pinned { fs: self.clone(), open: Some(open), access: handle.access })
     }
-
-    /// Tells the kernel that a file has changed without its doing.
-    pub(crate) fn data_changed(&self, file: &Pinned, offset: u64, len: u64) {
-        if let Some(changed) = self.data_changed.get() {
-            // What the kernel passes through it keeps no pages of.
-            let pages = (!file.open().is_passthrough()).then_some((offset, len));
-            changed(file.node(), pages);
-        }
-    }
 }
 
 impl Pinned {
@@ -112,6 +103,15 @@ impl Pinned {
     pub(crate) fn backing_path(&self) -> Result<Vec<u8>> {
         let path = rustix::fs::readlink(proc_path(&self.open().fd), Vec::new())?;
         Ok(path.into_bytes())
+    }
+
+    /// Tells the kernel that these bytes have changed without its doing.
+    pub(crate) fn data_changed(&self, offset: u64, len: u64) {
+        if let Some(changed) = self.fs.data_changed.get() {
+            // What the kernel passes through it keeps no pages of.
+            let pages = (!self.open().is_passthrough()).then_some((offset, len));
+            changed(self.node(), pages);
+        }
     }
 
     /// Leave for a transfer to run, if no truncation is under way.

@@ -5,6 +5,7 @@
 //! its own, so what a test mounts is invisible to the rest of the machine and goes with the test.
 #![allow(dead_code, unused_imports)]
 
+pub(crate) mod caps;
 pub(crate) mod cli;
 pub(crate) mod dir;
 pub(crate) mod lab;

@@ -1,7 +1,7 @@
 """What the package promises, on an ordinary directory and, where KVFS_TEST_MOUNT names one, on a kvfs mount.
 
-KVFS_TEST_LOCATE says that the mount was made with --allow-locate; KVFS_TEST_PLAIN names a directory to be used
-as the ordinary one.
+KVFS_TEST_LOCATE says that the mount was made with --allow-locate; KVFS_TEST_PLAIN names a directory to be
+used as the ordinary one.
 """
 
 import errno
@@ -249,6 +249,27 @@ class OnAMount(Anywhere, unittest.TestCase):
             self.assertEqual(file.read(buffer), 4096)
         self.assertNotEqual(registered.id(), first)
 
+    def test_a_closed_buffer_is_forgotten(self) -> None:
+        """Other memory may have its address, and must not be taken for it."""
+        buffer = kvfs.HostBuffer(MIB)
+        registered = self.mount.register(buffer)
+        address = registered.address
+        self.assertIsNotNone(self.mount._regions.find(address, MIB))
+        buffer.close()
+        self.assertIsNone(self.mount._regions.find(address, MIB))
+
+    def test_what_can_not_be_registered_anew_is_still_memory(self) -> None:
+        buffer = kvfs.HostBuffer(MIB)
+        registered = self.mount.register(buffer)
+        registered._made_for = (0, 0)
+        # As long as that is so no registration succeeds.
+        memfd, buffer.memfd = buffer.memfd, -1
+        self.put("f", b"z" * MIB)
+        with self.mount.open("f") as file:
+            self.assertEqual(file.read(buffer), MIB)
+        buffer.memfd = memfd
+        self.assertEqual(buffer[:], b"z" * MIB)
+
     def test_the_root_is_found(self) -> None:
         self.assertEqual(self.mount.root(), os.path.realpath(MOUNT))
 
@@ -291,7 +312,9 @@ class TheWheel(unittest.TestCase):
         )
         if sys.version_info < (3, 10):
             self.skipTest("needs the list of standard modules")
-        out = subprocess.run([sys.executable, "-S", "-c", program], check=True, capture_output=True, text=True)
+        out = subprocess.run(
+            [sys.executable, "-S", "-c", program], check=True, capture_output=True, text=True
+        )
         self.assertEqual(out.stdout.strip(), "set()")
 
 

@@ -93,7 +93,7 @@ pub(super) fn run(args: &DirectArgs) -> Result<(), Failure> {
         add(bench.single(*size, false))?;
         add(bench.single(*size, true))?;
     }
-    for (size, ops) in [(4 << 10, abi::BATCH_MAX as u64), (64 << 10, 64), (1 << 20, 32), (4 << 20, 16)] {
+    for (size, ops) in [(4 << 10, 256), (64 << 10, 64), (1 << 20, 32), (4 << 20, 16)] {
         add(bench.batch(size, ops))?;
     }
     bench.verify().map_err(Failure::other)
@@ -203,7 +203,7 @@ impl Bench {
         };
         let mut ways: Vec<Way<'_>> = Vec::new();
         for scratch in self.scratch.iter().rev() {
-            let mut ring = IoUring::new(128).map_err(|e| format!("io_uring: {e}"))?;
+            let mut ring = IoUring::new(256).map_err(|e| format!("io_uring: {e}"))?;
             let read = move |round| scratch.read_many(&mut ring, &self.buffer, &offsets(round), size);
             ways.push((format!("io_uring, {}", scratch.name), Box::new(read)));
         }

@@ -247,6 +247,11 @@ impl Gpus {
         Ok(Granted { buffer, path, why, handle: made.handle.map(|h| h.0) })
     }
 
+    /// Whether there is anything that a closed file matters to.
+    pub(crate) fn has_workers(&self) -> bool {
+        !self.workers.lock().is_empty()
+    }
+
     /// A file has been closed: nobody keeps it open for it any more.
     pub(crate) fn forget(&self, serial: u64) {
         for worker in self.workers.lock().values() {

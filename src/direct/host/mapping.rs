@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rustix::fs::{Mode, OFlags, SealFlags, SeekFrom, fcntl_get_seals, fstat, open, seek};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 /// Offsets of a region must be multiples of it: the page size of x86-64, and of most arm64 kernels.
 pub(crate) const PAGE: u64 = 4096;
@@ -57,8 +57,12 @@ impl Mapping {
         access.set(ProtFlags::WRITE, writable);
         // SAFETY: a new mapping, at an address of the kernel's choice.
         let start = unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, memfd, offset) }?;
-        let start = NonNull::new(start.cast()).ok_or(Errno::NOMEM)?;
-        // A forked child (a worker, before its exec) doesn't need it.
+        let start: NonNull<u8> = NonNull::new(start.cast()).ok_or(Errno::NOMEM)?;
+        // A child between fork and exec, and a core dump, do without it. It's no fault if they can't.
+        for advice in [Advice::LinuxDontFork, Advice::LinuxDontDump] {
+            // SAFETY: neither changes what the mapping is for this process.
+            let _ = unsafe { madvise(start.as_ptr().cast(), len, advice) };
+        }
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         Ok(Mapping { start, len, writable, serial: SERIAL.fetch_add(1, Relaxed) })
     }

@@ -1,11 +1,11 @@
 """One tensor-parallel worker: the real LMCache StorageManager with the kvfs plugin, driven from outside.
 
-Runs inside the environment of the other LMCache test and obeys one JSON command per line of its standard input,
-answering each with one line. LMCache makes the plugin itself, from `storage_plugins` in its configuration, and
-all stores, lookups and loads go through its StorageManager.
+Runs inside the environment of the other LMCache test and obeys one JSON command per line of its standard
+input, answering each with one line. LMCache makes the plugin itself, from `storage_plugins` in its
+configuration, and all stores, lookups and loads go through its StorageManager.
 
-No answer is taken from memory that could still hold it: every buffer is overwritten before it goes back to the
-pool that the next read takes it from.
+No answer is taken from memory that could still hold it: every buffer is overwritten before it goes back to
+the pool that the next read takes it from.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import traceback
 
 import numpy as np
 import torch
+from kvfs.lmcache import KvfsBackend, file_name
 from lmcache.utils import CacheEngineKey
 from lmcache.v1.config import LMCacheEngineConfig
 from lmcache.v1.event_manager import EventManager
@@ -43,7 +44,7 @@ class Worker:
     def __init__(self, rank, world, seat):
         self.rank, self.world, self.seat = rank, world, seat
 
-    def open(self, directory, scenario, chunks, nbytes, settings):
+    def open(self, directory, scenario, chunks, nbytes, settings, local_cpu):
         """Makes the storage manager as an engine does at its start."""
         self.scenario, self.nbytes = scenario, nbytes
         self.shape = torch.Size([2, 1, 1, nbytes // 4])  # one layer, K and V, bfloat16
@@ -55,23 +56,29 @@ class Worker:
             **settings,
         }
         config = LMCacheEngineConfig.from_defaults(
-            chunk_size=256, local_cpu=False, max_local_cpu_size=pool / 2**30 + 0.03,
-            storage_plugins=[NAME], extra_config=extra)
+            chunk_size=256,
+            local_cpu=local_cpu,
+            max_local_cpu_size=pool / 2**30 + 0.03,
+            storage_plugins=[NAME],
+            extra_config=extra,
+        )
         metadata = LMCacheMetadata(
-            model_name=MODEL, world_size=self.world, local_world_size=self.world,
-            worker_id=self.rank, local_worker_id=self.rank, kv_dtype=torch.bfloat16,
-            kv_shape=(1, 2, 1, 1, nbytes // 4))
+            model_name=MODEL,
+            world_size=self.world,
+            local_world_size=self.world,
+            worker_id=self.rank,
+            local_worker_id=self.rank,
+            kv_dtype=torch.bfloat16,
+            kv_shape=(1, 2, 1, 1, nbytes // 4),
+        )
         PinMonitor.GetOrCreate(config, metadata)
+        self.config, self.metadata = config, metadata
         self.manager = StorageManager(config, metadata, EventManager())
         self.plugin = self.manager.storage_backends[NAME]
         self.cpu = self.manager.storage_backends["LocalCPUBackend"]
         self.keys = [self._key(i) for i in range(chunks)]
         self.originals = [self._content(i) for i in range(chunks)]
-        return {
-            "found": self._found(),
-            "direct": self.plugin.mount.direct,
-            "files": self._files(self.keys),
-        }
+        return {"found": self._found(), "direct": self.plugin.mount.direct, "files": self._files(self.keys)}
 
     def _key(self, chunk):
         digest = hashlib.sha256(f"{self.scenario}/{chunk}".encode()).digest()
@@ -83,8 +90,6 @@ class Worker:
         return memoryview(np.random.default_rng(int.from_bytes(seed, "big")).bytes(self.nbytes))
 
     def _files(self, keys):
-        from kvfs.lmcache import file_name
-
         return {
             file_name(key): hashlib.sha256(self.originals[self.keys.index(key)]).hexdigest() for key in keys
         }
@@ -110,11 +115,22 @@ class Worker:
         seconds = time.perf_counter() - begin
         leaked = sum(obj.get_ref_count() != 1 for obj in objects)
         self._discard(objects)
-        return {"seconds": seconds, "leaked": leaked}
+        return {"seconds": seconds, "leaked": leaked - self._forget()}
+
+    def _forget(self):
+        """Removes the chunks from LMCache's memory, so that the next load is one; how many were there."""
+        return self.manager.batched_remove(self.keys, ["LocalCPUBackend"])
 
     def contains(self):
         single = sum(self.manager.contains(key) == NAME for key in self.keys)
         return {"present": single, "found": self._found()}
+
+    def scheduler(self):
+        """What the plugin finds in a process that has no memory for chunks."""
+        plugin = KvfsBackend(config=self.config, metadata=self.metadata, loop=self.manager.loop)
+        found = plugin.batched_contains(self.keys)
+        plugin.close()
+        return {"found": found}
 
     def _discard(self, objects):
         for obj in objects:
@@ -130,7 +146,7 @@ class Worker:
         wrong = sum(obj is not None and not same for obj, same in zip(objects, equal))
         self._discard(objects)
         # A single get leaves the chunk in LMCache's memory as well.
-        self.manager.batched_remove(self.keys, ["LocalCPUBackend"])
+        self._forget()
         return {"equal": sum(equal), "wrong": wrong, "seconds": seconds}
 
     def get(self):

@@ -4,11 +4,12 @@ What always holds: a registration is good for one mount session and one process.
 remount, or in a forked child, is made anew first, so that callers never see that it was gone.
 """
 
+import errno
 import os
 import socket
 import threading
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 from . import _abi, _cuda
 from ._abi import Error
@@ -47,7 +48,9 @@ class Registered:
         else:
             export = _cuda.driver().export(self.address, self.length)
             kind = _abi.BUF_CUDA_IPC if export.handle else _abi.BUF_CUDA_VMM_FD
-            fields = _Fields(kind, self.length, export.offset, export.alloc_size, export.fd, export.uuid, export.handle)
+            fields = _Fields(
+                kind, self.length, export.offset, export.alloc_size, export.fd, export.uuid, export.handle
+            )
             try:
                 answer = _register(self.mount, self.access, fields)
             finally:
@@ -55,6 +58,10 @@ class Registered:
                     os.close(export.fd)
         self.path, self.reason = answer.path, answer.reason
         return answer.buf_id
+
+    def is_closed(self) -> bool:
+        """Whether its memory was given back without a `release`."""
+        return isinstance(self.object, HostBuffer) and self.object.closed
 
     def release(self) -> None:
         """Unregisters it, after the transfers that use it."""
@@ -92,7 +99,8 @@ class DeviceBuffer(Registered):
             raise
 
     def _register(self) -> int:
-        raise Error(_ENODEV, "REGISTER")  # the memory went with the daemon or belongs to the parent process
+        # The memory went with the daemon, or is the parent process's.
+        raise Error(errno.ENODEV, "REGISTER")
 
     def release(self) -> None:
         """Unmaps it and gives it back to the daemon."""
@@ -102,11 +110,8 @@ class DeviceBuffer(Registered):
         super().release()
 
     @property
-    def __cuda_array_interface__(self) -> dict:
+    def __cuda_array_interface__(self) -> Dict[str, Any]:
         return {"shape": (self.length,), "typestr": "|u1", "data": (self.address, False), "version": 3}
-
-
-_ENODEV = 19
 
 
 class _Fields:
@@ -129,29 +134,32 @@ class _Fields:
 class _Answer:
     def __init__(self, argument: bytearray) -> None:
         fields = _abi.REG_BUF.unpack(argument)
-        self.handle, self.buf_id, self.path, self.reason = fields[9], fields[12], fields[13], fields[14]
+        self.handle: bytes = fields[9]
+        self.buf_id: int = fields[12]
+        self.path: int = fields[13]
+        self.reason: int = fields[14]
 
 
 def _register(mount: "Mount", access: int, fields: _Fields) -> _Answer:
-    """REGISTER; a descriptor goes by its number if the daemon may take it from us, else through the socket."""
+    """REGISTER; a descriptor goes by its number if the daemon may take it, else through the socket."""
     with mount._directory() as directory:
         method = _abi.FD_OF_CALLER if fields.fd >= 0 else _abi.FD_NONE
         try:
             return _register_once(directory, access, fields, fields.fd, method, 0)
         except Error as error:
-            if error.errno != _EPERM or fields.fd < 0 or not mount.has("fd_socket"):
+            # It's asked anew: the socket comes a moment after the mount.
+            if error.errno != errno.EPERM or fields.fd < 0 or not mount.query().has("fd_socket"):
                 raise
         token = _send_fd(mount.root(), fields.fd)
         return _register_once(directory, access, fields, -1, _abi.FD_SENT, token)
 
 
-_EPERM = 1
-
-
 def _register_once(directory: int, access: int, f: _Fields, fd: int, method: int, token: int) -> _Answer:
     argument = bytearray(
         _abi.REG_BUF.pack(
-            f.kind, access, f.length, f.offset, f.alloc_size, fd, method, token, f.uuid, f.handle, 0, 0, 0, 0, 0
+            *(f.kind, access, f.length, f.offset, f.alloc_size),
+            *(fd, method, token, f.uuid, f.handle),
+            *(0, 0, 0, 0, 0),
         )
     )
     try:
@@ -163,22 +171,25 @@ def _register_once(directory: int, access: int, f: _Fields, fd: int, method: int
 
 def _send_fd(root: str, fd: int) -> int:
     """Hands a descriptor to the daemon; the token that names it."""
-    # By the open directory: a socket's address has room for 107 bytes only.
+    # A socket's address has room for 107 bytes only; what's longer is reached by the open directory.
     directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        path = os.path.join(root, _abi.FD_SOCKET_NAME)
+        if len(os.fsencode(path)) > 107:
+            path = f"/proc/self/fd/{directory}/{_abi.FD_SOCKET_NAME}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stream:
             stream.settimeout(30)
-            stream.connect(f"/proc/self/fd/{directory}/{_abi.FD_SOCKET_NAME}")
+            stream.connect(path)
             socket.send_fds(stream, [_abi.FD_HELLO.pack(_abi.FD_SOCKET_MAGIC, _abi.VERSION)], [fd])
             answer = stream.recv(_abi.FD_ANSWER.size)
     finally:
         os.close(directory)
     if len(answer) != _abi.FD_ANSWER.size:
-        raise Error(_EPERM, "the socket for descriptors")
+        raise Error(errno.EPERM, "the socket for descriptors")
     number, _, token = _abi.FD_ANSWER.unpack(answer)
     if number != 0:
         raise Error(number, "the socket for descriptors")
-    return token
+    return int(token)
 
 
 class Regions:
@@ -214,6 +225,10 @@ class Regions:
             return None
         with self._lock:
             at = bisect_right(self._starts, address) - 1
+            # A closed buffer's address may be other memory's by now.
+            while at >= 0 and self._regions[at].is_closed():
+                del self._starts[at], self._regions[at]
+                at -= 1
             if at < 0:
                 return None
             region = self._regions[at]

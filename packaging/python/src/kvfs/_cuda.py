@@ -185,7 +185,8 @@ def driver() -> Driver:
 
 def region_of(obj: Any) -> Optional[Tuple[int, int]]:
     """(device pointer, bytes) of a tensor or array in GPU memory; None if it isn't one."""
-    if hasattr(obj, "is_cuda") and hasattr(obj, "data_ptr"):  # torch, also for dtypes unknown to the interface
+    # torch: by its own methods, since the interface doesn't know all its dtypes.
+    if hasattr(obj, "is_cuda") and hasattr(obj, "data_ptr"):
         if not obj.is_cuda:
             return None
         if not obj.is_contiguous():

@@ -78,7 +78,8 @@ def bytes_of(obj: Any) -> memoryview:
         if not view.c_contiguous:
             raise ValueError("the buffer must be contiguous")
         return view.cast("B") if view.nbytes else view
-    if hasattr(obj, "data_ptr") and hasattr(obj, "element_size"):  # torch, also where it has no buffer protocol
+    # torch: tensors of some dtypes have no buffer protocol.
+    if hasattr(obj, "data_ptr") and hasattr(obj, "element_size"):
         if not obj.is_contiguous():
             raise ValueError("the tensor must be contiguous")
         nbytes = obj.numel() * obj.element_size()

@@ -140,8 +140,8 @@ class File:
         return batch.submit(synchronize=synchronize, stream=stream)[0].check()
 
     def locate(self) -> Located:
-        """Where it really is: PermissionError if the mount was made without --allow-locate. A file outside of a
-        mount is where it is."""
+        """Where it really is: PermissionError if the mount was made without --allow-locate. A file outside of
+        a mount is where it is."""
         if not self.mount.direct:
             stat = os.fstat(self._fd)
             device = (os.major(stat.st_dev), os.minor(stat.st_dev))
@@ -208,8 +208,8 @@ class Mount:
         return File(self, name, flags, mode)
 
     def register(self, obj: Any, *, access: int = READ | WRITE) -> Registered:
-        """Registers a HostBuffer or GPU memory (anything with the CUDA array interface, a torch tensor): all of
-        it. Transfers to and from any part of it take the fast path then; the memory must stay until
+        """Registers a HostBuffer or GPU memory (anything with the CUDA array interface, a torch tensor): all
+        of it. Transfers to and from any part of it take the fast path then; the memory must stay until
         `release`. Without the fast path nothing is done, and the object can be used all the same.
 
         TypeError for other memory: only a memfd can be shared. Transfers take it as it is, by `os.preadv`.
@@ -234,9 +234,7 @@ class Mount:
         self._regions.add(buffer)
         return buffer
 
-    def lookup_prefix(
-        self, names: Iterable[str], *, directory: StrPath = "", readahead: bool = False
-    ) -> int:
+    def lookup_prefix(self, names: Iterable[str], *, directory: StrPath = "", readahead: bool = False) -> int:
         """How many of the names, in their order, exist before the first that doesn't. They are relative to
         `directory`. With `readahead` the mount brings those into the page cache, in the background."""
         place = self.path_of(directory)
@@ -261,16 +259,22 @@ class Mount:
         with self.open(name) as file:
             return file.locate()
 
+    def query(self) -> Facts:
+        """What the mount says now; an Error where there is no fast path."""
+        with self._directory() as fd:
+            return query(fd)
+
     def check(self) -> None:
         """Raises if the directory isn't there, or the fast path isn't any more where it was."""
-        with self._directory() as fd:
-            if self.direct:
-                try:
-                    self._renew(query(fd))
-                except Error as error:
-                    if error.errno == errno.ENOTTY:
-                        raise Error(errno.ENODEV, "QUERY") from error
-                    raise
+        if not self.direct:
+            os.stat(self.path)
+            return
+        try:
+            self._renew(self.query())
+        except Error as error:
+            if error.errno == errno.ENOTTY:
+                raise Error(errno.ENODEV, "QUERY") from error
+            raise
 
     def root(self) -> str:
         """The mount point that the directory is in."""

@@ -1,8 +1,8 @@
 """Transfers: many in one call where the mount can, by `os.preadv` and `os.pwritev` where it can't.
 
-What always holds: every transfer has one outcome, in the order they were added; one that is longer than a call
-may be is moved in pieces, and its outcome counts what was moved without a gap from its start; a READ that is
-short was at the end of the file, a WRITE is never short.
+What always holds: every transfer has one outcome, in the order they were added; one that is longer than a
+call may be is moved in pieces, and its outcome counts what was moved without a gap from its start; a READ
+that is short was at the end of the file, a WRITE is never short.
 """
 
 import errno
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Tuple
 
 from . import _abi, _cuda
 from ._abi import Error, error_of
-from ._buffers import Registered
+from ._buffers import DeviceBuffer, Registered
 from ._host import HostBuffer, bytes_of, memory_of
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ class Batch:
         length: Optional[int] = None,
     ) -> None:
         """Adds a transfer from the file to the buffer: `length` bytes, or as many as the buffer has from
-        `buffer_offset` on. The buffer is a Registered, a HostBuffer, GPU memory, or anything writable with the
-        buffer protocol; parts of registered memory (slices of it) take the fast path as well."""
+        `buffer_offset` on. The buffer is a Registered, a HostBuffer, GPU memory, or anything writable with
+        the buffer protocol; parts of registered memory (slices of it) take the fast path as well."""
         self._add(False, file, buffer, file_offset, buffer_offset, length)
 
     def write(
@@ -100,7 +100,13 @@ class Batch:
         self._add(True, file, buffer, file_offset, buffer_offset, length)
 
     def _add(
-        self, write: bool, file: "File", buffer: Any, file_offset: int, buffer_offset: int, length: Optional[int]
+        self,
+        write: bool,
+        file: "File",
+        buffer: Any,
+        file_offset: int,
+        buffer_offset: int,
+        length: Optional[int],
     ) -> None:
         gpu = None
         view: Optional[memoryview] = None
@@ -161,7 +167,14 @@ class Batch:
         facts = self._mount.facts
         if facts is None or not facts.has("batch"):
             return False
-        return (facts.path_gpu if region.gpu else facts.path_host) != _abi.PATH_NONE
+        if (facts.path_gpu if region.gpu else facts.path_host) == _abi.PATH_NONE:
+            return False
+        try:
+            region.id()
+        except (OSError, _cuda.CudaError):
+            # It can't be registered anew. Memory of the daemon's own is gone then; any other is still there.
+            return isinstance(region, DeviceBuffer)
+        return True
 
     @staticmethod
     def _synchronize(transfers: List[_Transfer], stream: Optional[int]) -> None:

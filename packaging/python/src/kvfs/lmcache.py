@@ -10,8 +10,8 @@ A chunk is one file: a header of 4096 bytes that says what it is, then its bytes
 registered buffer, and what LMCache gets is memory in that buffer. Stores are copied into one first, since
 LMCache's own pinned memory can't be shared. A directory outside of kvfs works too, by plain reads and writes.
 
-What always holds: a file has its final name only when it's whole; a chunk is given out only when its file is as
-long as its header says, the header names the very key, and every byte was read. Everything else is a miss.
+What always holds: a file has its final name only when it's whole; a chunk is given out only when its file is
+as long as its header says, the header names the very key, and every byte was read. Everything else is a miss.
 No operation on a chunk raises: LMCache takes an engine down when one does.
 """
 
@@ -24,7 +24,7 @@ import os
 import threading
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Set, Tuple
 
 import torch
 from lmcache.logging import init_logger
@@ -179,7 +179,7 @@ class KvfsBackend(StoragePluginInterface):
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="kvfs-load")
         self._staging = threading.local()
         self._lock = threading.Lock()
-        self._storing: "set[CacheEngineKey]" = set()
+        self._storing: Set[CacheEngineKey] = set()
         logger.info("kvfs at %s: %s", path, self.mount.why_not or "fast path")
 
     def __str__(self) -> str:
@@ -211,12 +211,16 @@ class KvfsBackend(StoragePluginInterface):
         try:
             if len(names) >= _PREFIX_FROM:
                 return self.mount.lookup_prefix(names)
-            return next((at for at, name in enumerate(names) if not os.path.exists(self._path(name))), len(names))
+            return next(
+                (at for at, name in enumerate(names) if not os.path.exists(self._path(name))), len(names)
+            )
         except OSError as error:
             logger.warning("a lookup failed: %s", error)
             return 0
 
-    async def batched_async_contains(self, lookup_id: str, keys: List[CacheEngineKey], pin: bool = False) -> int:
+    async def batched_async_contains(
+        self, lookup_id: str, keys: List[CacheEngineKey], pin: bool = False
+    ) -> int:
         """The same without blocking the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self.batched_contains, keys)
 
@@ -413,7 +417,9 @@ class KvfsBackend(StoragePluginInterface):
 
     def _read_headers(self, files: List[File]) -> List[bytes]:
         size = HEADER * len(files)
-        block = self._slab.allocate(torch.Size([size]), torch.uint8) if self._slab is not None and size else None
+        block = (
+            self._slab.allocate(torch.Size([size]), torch.uint8) if self._slab is not None and size else None
+        )
         try:
             space = bytes_of(block) if block is not None else memoryview(bytearray(size))
             batch = Batch(self.mount)
