@@ -98,6 +98,36 @@ fn allocated_by_the_daemon() {
 }
 
 #[test]
+fn status_shows_it_and_a_closed_file_is_let_go_of() {
+    let machine = Machine::new();
+    let (mount, client) = machine.mount(&[]);
+    let memory = Memory::new(&[0; 8192]);
+    let registered = register(&client, &memory);
+    fs::write(mount.path("chunk"), [1; 8192]).unwrap();
+    let file = File::open(mount.path("chunk")).unwrap();
+    assert_eq!(file.read(0, &registered, 0, 8192).unwrap(), 8192);
+    let gpu = mount.status()["direct"]["gpu"].clone();
+    assert_eq!((&gpu["probed"], &gpu["driver"]), (&true.into(), &"cuda".into()), "{gpu:#}");
+    for backing in gpu["backings"].as_array().unwrap() {
+        assert_eq!((&backing["path"], &backing["why"]), (&"cufile_staged".into(), &"best".into()), "{gpu:#}");
+    }
+    let worker = &gpu["workers"][0];
+    assert_eq!(worker["pid"], machine.worker(), "{gpu:#}");
+    assert_eq!(worker["state"], "running");
+    assert_eq!([&worker["buffers"], &worker["ops"], &worker["bytes"], &worker["restarts"]], [1, 1, 8192, 0]);
+
+    let before = machine.count("cuFileHandleDeregister");
+    drop(file);
+    until("cuFile lets go of it", || machine.count("cuFileHandleDeregister") == before + 1);
+    let held = |pid: u32| {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        fds.filter_map(|fd| fs::read_link(fd.path()).ok()).filter(|to| to.ends_with("chunk")).count()
+    };
+    until("it's closed", || held(machine.worker()) == 0);
+    machine.assert_no_misuse();
+}
+
+#[test]
 fn a_batch_over_many_files() {
     let machine = Machine::new();
     let (mount, client) = machine.mount(&[]);
@@ -286,7 +316,7 @@ fn workers_end_with_the_daemon() {
     mount.signal(libc::SIGKILL);
     until("it ends with a daemon that was killed", || !alive(worker));
     crate::common::ns::abort(mount.minor);
-    drop(mount.ended());
+    let _ = mount.ended();
     crate::common::ns::unmount_below(&machine.lab.root());
 }
 
