@@ -5,6 +5,7 @@
 //! for nothing else.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
@@ -151,8 +152,11 @@ impl Process {
     /// Sends; if that can't be done, it's as good as dead.
     pub(super) fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) {
         let wanted = || self.line.asked.lock().lost.is_none();
-        if let Err(e) = self.line.channel.send(request, fds, wanted) {
-            self.line.give_up(Lost::Died(format!("it can't be talked to: {e}")));
+        match self.line.channel.send(request, fds, wanted) {
+            Ok(()) => {}
+            // The listener comes to the end as well, after what the process said last: that tells more.
+            Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {}
+            Err(e) => self.line.give_up(Lost::Died(format!("it can't be talked to: {e}"))),
         }
     }
 
