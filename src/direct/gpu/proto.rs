@@ -178,8 +178,8 @@ impl Channel {
                 RecvFlags::CMSG_CLOEXEC,
             ) {
                 Ok(message) => break message,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+                // A peer that went without reading everything is told first, once, and then what it sent.
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
                 Err(e) => return Err(e.into()),
             }
         };
@@ -252,6 +252,18 @@ mod tests {
         assert!(matches!(message, Request::Ops(ops) if ops.len() == MAX_OPS));
         assert!(fds.is_empty());
         drop(a);
+        assert!(b.receive::<Request>().unwrap().is_none());
+    }
+
+    #[test]
+    fn what_was_sent_before_the_end_is_heard() {
+        let (a, b) = Channel::pair().unwrap();
+        let b = Channel::new(b);
+        b.send(&Request::Forget { serial: 1 }, &[], || true).unwrap();
+        a.send(&Request::Forget { serial: 2 }, &[], || true).unwrap();
+        // Without having read what it was sent.
+        drop(a);
+        assert!(matches!(b.receive::<Request>(), Ok(Some((Request::Forget { serial: 2 }, _)))));
         assert!(b.receive::<Request>().unwrap().is_none());
     }
 
