@@ -193,6 +193,43 @@ fn a_worker_that_is_killed_takes_its_ops_with_it_and_nothing_else() {
 }
 
 #[test]
+fn a_worker_that_stops_answering_is_replaced_after_the_deadline() {
+    let machine = Machine::new();
+    let (mount, client) = machine.mount(&["--direct-timeout=1"]);
+    let memory = Memory::new(&[0; 64 * 1024]);
+    let registered = register(&client, &memory);
+    let data = pattern(3, 64 * 1024);
+    fs::write(mount.path("chunk"), &data).unwrap();
+    let file = File::open(mount.path("chunk")).unwrap();
+    assert_eq!(file.read(0, &registered, 0, 4096).unwrap(), 4096);
+    let worker = machine.worker();
+    // SAFETY: a process of this test's mount.
+    assert_eq!(unsafe { libc::kill(worker as i32, libc::SIGSTOP) }, 0);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let batch = || {
+            let mut batch = Batch::new();
+            (0..127).for_each(|_| batch.read(&file, 0, &registered, 0, 64 * 1024));
+            batch.submit(&client)
+        };
+        let hung: Vec<_> = (0..8).map(|_| scope.spawn(batch)).collect();
+        // More than the line to it holds: whoever asks the mount something else doesn't wait for that.
+        let asked = Instant::now();
+        assert!(fs::read(mount.path("chunk")).unwrap() == data);
+        assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
+        for batch in hung {
+            assert_eq!(batch.join().unwrap(), [Err(OpError::Os(Errno::TIMEDOUT)); 127]);
+        }
+    });
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    until("it's killed", || !alive(worker));
+    assert_eq!(file.read(0, &registered, 0, 64 * 1024).unwrap(), 64 * 1024);
+    assert!(memory.get() == data);
+    let status = mount.status()["direct"]["gpu"]["workers"][0].clone();
+    assert!(status["last_error"].as_str().unwrap().contains("took too long"), "{status:#}");
+}
+
+#[test]
 fn a_poisoned_gpu_and_refusals_reach_the_client() {
     let machine = Machine::new();
     let (mount, client) = machine.mount(&[]);
