@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kvfs::client::{Access, Batch, File, Mount as Client, OpError, Registered};
 use rustix::io::Errno;
 
-use crate::common::pattern;
+use crate::common::{kvfs, pattern};
 use crate::machine::{Machine, alive, region, register, until};
 use crate::standin::{Client as Memory, UUID};
 
@@ -255,6 +255,33 @@ fn a_poisoned_gpu_and_refusals_reach_the_client() {
     machine.faults("");
     assert!(client.register_cuda_ipc(&region(&other, 4095, 2), Access::Both).is_err());
     assert_eq!(read(), Ok(8192));
+}
+
+#[test]
+fn doctor_tries_what_a_mount_would_find() {
+    let machine = Machine::new();
+    let dir = machine.lab.dir("tried");
+    let doctor = || {
+        let out = kvfs(["doctor", "--json", "--backing", dir.to_str().unwrap()]).code(0);
+        let report: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+        report["checks"].as_array().unwrap().iter().find(|c| c["name"] == "GPU memory").unwrap().clone()
+    };
+    let check = doctor();
+    assert_eq!(check["status"], "ok", "{check}");
+    assert!(check["found"].as_str().unwrap().contains("cuFile (4 MiB came back whole)"), "{check}");
+    machine.faults("cuFileHandleRegister 5027");
+    let check = doctor();
+    assert_eq!(check["status"], "limited", "{check}");
+    assert!(check["advice"].as_str().unwrap().contains("udev"), "{check}");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+}
+
+#[test]
+fn a_worker_is_not_for_people() {
+    assert!(!kvfs(["--help"]).code(0).stdout.contains("worker"));
+    let uuid = "a0a0a0a0-a0a0-a0a0-a0a0-a0a0a0a0a0a0";
+    let sizes = ["--ring-slots=1", "--slot-bytes=4096", "--submitters=1"];
+    kvfs([&["worker", "gpu", "--uuid", uuid][..], &sizes[..]].concat()).fault(1, &["not by hand"]);
 }
 
 /// `tests/gpu/run`, which is for machines with a GPU, here without one and with the stand-in.

@@ -29,6 +29,28 @@ def run(name, args):
     os._exit(0)
 
 
+def child(role, args, limit=300, fds=()):
+    """Runs a role in a process of its own: what it returned, or {"error": ...}. One that can't even be killed is
+    left behind."""
+    command = [sys.executable, sys.argv[0], "--role", role, json.dumps(args)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=fds
+    )
+    try:
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        try:
+            process.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
+            return {"error": f"it took longer than {limit} s, and can't be killed"}
+        return {"error": f"it took longer than {limit} s"}
+    try:
+        return json.loads(out.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        return {"error": f"exit status {process.returncode}: {err.strip()[-2000:]}"}
+
+
 def pattern(seed, size):
     block = random.Random(seed).randbytes(4 * MIB + 4096)
     return (block * (size // len(block) + 1))[:size]
@@ -248,26 +270,18 @@ def role_share(dir, mib):
     result = {}
     try:
         at = cuda.alloc(size)
-        result["ipc"] = other({"path": str(path), "size": size, "handle": cuda.export(at).hex()})
+        shared = {"path": str(path), "size": size, "handle": cuda.export(at).hex()}
+        result["ipc"] = child("imported", shared, 120)
         if "error" not in result["ipc"]:
             result["ipc"]["seen_by_owner"] = cuda.get(at, 4096) == pattern(6, 4096)
         fd, _, whole = cuda.vmm(size)
-        result["vmm"] = other({"path": str(path), "size": whole, "fd": fd, "length": size}, [fd])
-        owner = [sys.executable, sys.argv[0], "--role", "owner", json.dumps({"path": str(path), "size": size})]
-        done = subprocess.run(owner, capture_output=True, text=True, timeout=120)
-        result["owner_killed"] = done.stdout.strip().splitlines()[-1:] or done.stderr[-500:]
+        shared = {"path": str(path), "size": whole, "fd": fd, "length": size}
+        result["vmm"] = child("imported", shared, 120, [fd])
+        # What the importer says, which goes on when its parent, the owner, has died.
+        result["owner_killed"] = child("owner", {"path": str(path), "size": size}, 120)
         return result
     finally:
         path.unlink()
-
-
-def other(args, fds=()):
-    command = [sys.executable, sys.argv[0], "--role", "imported", json.dumps(args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, pass_fds=fds)
-    try:
-        return json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        return {"error": f"exit status {done.returncode}: {done.stderr[-500:]}"}
 
 
 def role_imported(path, size, handle=None, fd=-1, length=None, seconds=0):
