@@ -96,7 +96,11 @@ impl Submitter {
         let mut lane = None;
         loop {
             let part = worker.queue.next();
-            let (result, path) = self.transfer(&mut lane, &*worker.device, &part);
+            let mut move_it = || self.transfer(&mut lane, &*worker.device, &part);
+            let (result, path) = match part.direction {
+                Direction::Read => move_it(),
+                Direction::Write => part.file.writing(part.aligned, move_it),
+            };
             match result {
                 Ok(moved) => part.end(Ok(moved), path),
                 Err(Failure::Code(code)) => part.end(Err(code), path),
