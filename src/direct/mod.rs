@@ -191,7 +191,7 @@ impl Direct {
     /// Offers the socket for descriptors in the mount, as soon as that answers.
     pub fn serve_socket(&self, point: PathBuf, device: (u32, u32)) -> io::Result<()> {
         if self.options.enabled {
-            socket::serve(self.fs.clone(), self.sent.clone(), point, device)
+            socket::serve(self.fs.clone(), self.owners.clone(), self.sent.clone(), point, device)
         } else {
             Ok(())
         }
