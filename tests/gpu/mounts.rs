@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kvfs::client::{Access, Batch, File, Mount as Client, OpError, Registered};
 use rustix::io::Errno;
 
-use crate::common::pattern;
+use crate::common::{kvfs, pattern};
 use crate::machine::{Machine, alive, region, register, until};
 use crate::standin::{Client as Memory, UUID};
 
@@ -98,6 +98,36 @@ fn allocated_by_the_daemon() {
 }
 
 #[test]
+fn status_shows_it_and_a_closed_file_is_let_go_of() {
+    let machine = Machine::new();
+    let (mount, client) = machine.mount(&[]);
+    let memory = Memory::new(&[0; 8192]);
+    let registered = register(&client, &memory);
+    fs::write(mount.path("chunk"), [1; 8192]).unwrap();
+    let file = File::open(mount.path("chunk")).unwrap();
+    assert_eq!(file.read(0, &registered, 0, 8192).unwrap(), 8192);
+    let gpu = mount.status()["direct"]["gpu"].clone();
+    assert_eq!((&gpu["probed"], &gpu["driver"]), (&true.into(), &"cuda".into()), "{gpu:#}");
+    for backing in gpu["backings"].as_array().unwrap() {
+        assert_eq!((&backing["path"], &backing["why"]), (&"cufile_staged".into(), &"best".into()), "{gpu:#}");
+    }
+    let worker = &gpu["workers"][0];
+    assert_eq!(worker["pid"], machine.worker(), "{gpu:#}");
+    assert_eq!(worker["state"], "running");
+    assert_eq!([&worker["buffers"], &worker["ops"], &worker["bytes"], &worker["restarts"]], [1, 1, 8192, 0]);
+
+    let before = machine.count("cuFileHandleDeregister");
+    drop(file);
+    until("cuFile lets go of it", || machine.count("cuFileHandleDeregister") == before + 1);
+    let held = |pid: u32| {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        fds.filter_map(|fd| fs::read_link(fd.path()).ok()).filter(|to| to.ends_with("chunk")).count()
+    };
+    until("it's closed", || held(machine.worker()) == 0);
+    machine.assert_no_misuse();
+}
+
+#[test]
 fn a_batch_over_many_files() {
     let machine = Machine::new();
     let (mount, client) = machine.mount(&[]);
@@ -163,6 +193,43 @@ fn a_worker_that_is_killed_takes_its_ops_with_it_and_nothing_else() {
 }
 
 #[test]
+fn a_worker_that_stops_answering_is_replaced_after_the_deadline() {
+    let machine = Machine::new();
+    let (mount, client) = machine.mount(&["--direct-timeout=1"]);
+    let memory = Memory::new(&[0; 64 * 1024]);
+    let registered = register(&client, &memory);
+    let data = pattern(3, 64 * 1024);
+    fs::write(mount.path("chunk"), &data).unwrap();
+    let file = File::open(mount.path("chunk")).unwrap();
+    assert_eq!(file.read(0, &registered, 0, 4096).unwrap(), 4096);
+    let worker = machine.worker();
+    // SAFETY: a process of this test's mount.
+    assert_eq!(unsafe { libc::kill(worker as i32, libc::SIGSTOP) }, 0);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let batch = || {
+            let mut batch = Batch::new();
+            (0..127).for_each(|_| batch.read(&file, 0, &registered, 0, 64 * 1024));
+            batch.submit(&client)
+        };
+        let hung: Vec<_> = (0..8).map(|_| scope.spawn(batch)).collect();
+        // More than the line to it holds: whoever asks the mount something else doesn't wait for that.
+        let asked = Instant::now();
+        assert!(fs::read(mount.path("chunk")).unwrap() == data);
+        assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
+        for batch in hung {
+            assert_eq!(batch.join().unwrap(), [Err(OpError::Os(Errno::TIMEDOUT)); 127]);
+        }
+    });
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    until("it's killed", || !alive(worker));
+    assert_eq!(file.read(0, &registered, 0, 64 * 1024).unwrap(), 64 * 1024);
+    assert!(memory.get() == data);
+    let status = mount.status()["direct"]["gpu"]["workers"][0].clone();
+    assert!(status["last_error"].as_str().unwrap().contains("took too long"), "{status:#}");
+}
+
+#[test]
 fn a_poisoned_gpu_and_refusals_reach_the_client() {
     let machine = Machine::new();
     let (mount, client) = machine.mount(&[]);
@@ -188,6 +255,60 @@ fn a_poisoned_gpu_and_refusals_reach_the_client() {
     machine.faults("");
     assert!(client.register_cuda_ipc(&region(&other, 4095, 2), Access::Both).is_err());
     assert_eq!(read(), Ok(8192));
+}
+
+#[test]
+fn doctor_tries_what_a_mount_would_find() {
+    let machine = Machine::new();
+    let dir = machine.lab.dir("tried");
+    let doctor = || {
+        let out = kvfs(["doctor", "--json", "--backing", dir.to_str().unwrap()]).code(0);
+        let report: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+        report["checks"].as_array().unwrap().iter().find(|c| c["name"] == "GPU memory").unwrap().clone()
+    };
+    let check = doctor();
+    assert_eq!(check["status"], "ok", "{check}");
+    assert!(check["found"].as_str().unwrap().contains("cuFile (4 MiB came back whole)"), "{check}");
+    machine.faults("cuFileHandleRegister 5027");
+    let check = doctor();
+    assert_eq!(check["status"], "limited", "{check}");
+    assert!(check["advice"].as_str().unwrap().contains("udev"), "{check}");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+}
+
+#[test]
+fn a_worker_is_not_for_people() {
+    assert!(!kvfs(["--help"]).code(0).stdout.contains("worker"));
+    let uuid = "a0a0a0a0-a0a0-a0a0-a0a0-a0a0a0a0a0a0";
+    let sizes = ["--ring-slots=1", "--slot-bytes=4096", "--submitters=1"];
+    kvfs([&["worker", "gpu", "--uuid", uuid][..], &sizes[..]].concat()).fault(1, &["not by hand"]);
+}
+
+/// `tests/gpu/run`, which is for machines with a GPU, here without one and with the stand-in.
+#[test]
+fn the_command_for_machines_with_a_gpu() {
+    let run = || {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/gpu/run"));
+        command.args(["--kvfs", crate::common::cli::BINARY, "--mib", "16"]);
+        crate::common::cli::finish(command)
+    };
+    let none = run().code(77);
+    assert!(none.stdout.contains("no GPU can be used here"), "{}", none.stdout);
+    let machine = Machine::new();
+    let out = run().code(0);
+    let report: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+    for (engine, path) in [
+        ("bounce", "bounce"),
+        ("shared", "cufile_staged"),
+        ("shared_vmm", "cufile_staged"),
+        ("daemon_allocated", "cufile_direct"),
+    ] {
+        assert_eq!(report["engines"][engine]["path"], path, "{report:#}");
+        assert_eq!(report["engines"][engine]["bytes_right"], true, "{report:#}");
+    }
+    assert!(report["worker_killed"]["client_said"].as_str().unwrap().contains("moved -5"), "{report:#}");
+    assert_eq!(report["imported"]["ipc"]["ring"]["bytes_right"], true, "{report:#}");
+    drop(machine);
 }
 
 /// A client that holds a buffer until it's killed.
@@ -240,6 +361,11 @@ fn workers_end_with_the_daemon() {
     let registered = register(&client, &memory);
     let worker = machine.worker();
     assert!(alive(worker));
+    // A mount whose connection somebody else has open outlives its daemon.
+    for fd in fs::read_dir(format!("/proc/{worker}/fd")).unwrap().flatten() {
+        let what = fs::read_link(fd.path()).unwrap_or_default();
+        assert_ne!(what.to_str(), Some("/dev/fuse"), "{fd:?}");
+    }
     // The mount is busy as long as they have it open. The worker idles then, with a minute to go.
     drop((registered, client));
     let builder = mount.stop();
@@ -254,7 +380,7 @@ fn workers_end_with_the_daemon() {
     mount.signal(libc::SIGKILL);
     until("it ends with a daemon that was killed", || !alive(worker));
     crate::common::ns::abort(mount.minor);
-    drop(mount.ended());
+    let _ = mount.ended();
     crate::common::ns::unmount_below(&machine.lab.root());
 }
 

@@ -10,18 +10,28 @@ use libloading::Library;
 /// The UUID of the first GPU.
 pub(crate) const UUID: [u8; 16] = [0xa0; 16];
 
+/// The libraries and their source.
+const LIBRARIES: [(&str, &str); 4] = [
+    ("libcuda.so.1", "libcuda.c"),
+    ("libcufile.so.0", "libcufile.c"),
+    ("libamdhip64.so", "libamdhip64.c"),
+    ("libhipfile.so.0", "libhipfile.c"),
+];
+
 /// Where the libraries are; compiled once for each version of their source.
 pub(crate) fn libraries() -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/standin");
     let read = |name: &str| fs::read(source.join(name)).expect("the stand-ins' source");
-    let hash = xxhash_rust::xxh3::xxh3_64(&["standin.h", "libcuda.c", "libcufile.c"].map(read).concat());
+    let names = LIBRARIES.map(|(_, source)| source);
+    let all = [&["standin.h"], &names[..]].concat();
+    let hash = xxhash_rust::xxh3::xxh3_64(&all.into_iter().flat_map(read).collect::<Vec<_>>());
     let program = std::env::current_exe().expect("this program");
     let place = program.with_file_name(format!("standin-{hash:016x}"));
     if place.exists() {
         return place;
     }
     let fresh = tempfile::tempdir_in(place.parent().expect("a folder")).expect("a folder for the stand-ins");
-    for (name, source_name) in [("libcuda.so.1", "libcuda.c"), ("libcufile.so.0", "libcufile.c")] {
+    for (name, source_name) in LIBRARIES {
         let mut gcc = Command::new("gcc");
         gcc.args(["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
             .arg(fresh.path().join(name));

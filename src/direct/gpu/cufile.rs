@@ -208,7 +208,7 @@ impl Cufile {
         len: usize,
         file_off: u64,
     ) -> Result<usize, i32> {
-        debug_assert!((offset | len as u64 | file_off) % ALIGN == 0);
+        debug_assert!((offset | len as u64 | file_off).is_multiple_of(ALIGN));
         moved(|| {
             // SAFETY: the library checks handle and address itself; the memory is GPU memory.
             unsafe {
@@ -226,7 +226,7 @@ impl Cufile {
         len: usize,
         file_off: u64,
     ) -> Result<usize, i32> {
-        debug_assert!((offset | len as u64 | file_off) % ALIGN == 0);
+        debug_assert!((offset | len as u64 | file_off).is_multiple_of(ALIGN));
         moved(|| {
             // SAFETY: as in `read`.
             unsafe {
@@ -310,8 +310,9 @@ pub(super) fn would_hang() -> bool {
 pub(super) unsafe fn prepare_environment() {
     let path = std::env::var_os("CUFILE_ENV_PATH_JSON").unwrap_or_else(|| "/etc/cufile.json".into());
     let config = configuration(&fs::read_to_string(Path::new(&path)).unwrap_or_default());
-    // The library reads it by name, from this process alone: a file without a name on any disk will do.
-    let file = rustix::fs::memfd_create("cufile.json", rustix::fs::MemfdFlags::CLOEXEC).map(File::from);
+    // The library reads it by name, from this process alone: a file without a name on any disk will do. It
+    // stays open if this program starts again in this process, which then finds it here.
+    let file = rustix::fs::memfd_create("cufile.json", rustix::fs::MemfdFlags::empty()).map(File::from);
     if let Ok(mut file) = file
         && file.write_all(config.as_bytes()).is_ok()
     {

@@ -5,6 +5,7 @@
 //! for nothing else.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
@@ -92,15 +93,8 @@ impl Process {
             worked: AtomicBool::new(false),
         });
         let heard = line.clone();
-        let mut child = Some(child);
-        let spawned = std::thread::Builder::new().name("kvfs-gpu-in".into()).spawn({
-            let child = child.take();
-            move || {
-                if let Some(child) = child {
-                    heard.listen(child);
-                }
-            }
-        });
+        let spawned =
+            std::thread::Builder::new().name("kvfs-gpu-in".into()).spawn(move || heard.listen(child));
         spawned.map(|_| Process { line, pid, next: AtomicU64::new(1) })
     }
 
@@ -158,8 +152,11 @@ impl Process {
     /// Sends; if that can't be done, it's as good as dead.
     pub(super) fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) {
         let wanted = || self.line.asked.lock().lost.is_none();
-        if let Err(e) = self.line.channel.send(request, fds, wanted) {
-            self.line.give_up(Lost::Died(format!("it can't be talked to: {e}")));
+        match self.line.channel.send(request, fds, wanted) {
+            Ok(()) => {}
+            // The listener comes to the end as well, after what the process said last: that tells more.
+            Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {}
+            Err(e) => self.line.give_up(Lost::Died(format!("it can't be talked to: {e}"))),
         }
     }
 
@@ -182,13 +179,11 @@ impl Lost {
 impl Line {
     /// Hears the process until it's gone, and reaps it.
     fn listen(&self, mut child: Child) {
+        let mut looked = Instant::now();
         loop {
             if self.channel.wait(TICK) {
                 match self.channel.receive::<Reply>() {
-                    Ok(Some((reply, _))) => {
-                        self.heard(reply);
-                        continue;
-                    }
+                    Ok(Some((reply, _))) => self.heard(reply),
                     Ok(None) => break,
                     Err(e) => {
                         self.give_up(Lost::Died(format!("it can't be understood: {e}")));
@@ -196,6 +191,11 @@ impl Line {
                     }
                 }
             }
+            // Also while it answers other things.
+            if looked.elapsed() < TICK {
+                continue;
+            }
+            looked = Instant::now();
             if self.asked.lock().lost.is_some() {
                 break;
             }
@@ -206,14 +206,12 @@ impl Line {
         }
         // It has closed its end, or is to.
         let until = Instant::now() + FAREWELL;
+        let waiting = || self.ending.load(Relaxed) || self.asked.lock().lost.is_none();
         let how = loop {
             match child.try_wait() {
                 Ok(Some(status)) => break status.to_string(),
-                Ok(None) if Instant::now() < until && self.asked.lock().lost.is_none() => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Ok(None) if Instant::now() < until && self.ending.load(Relaxed) => {
-                    std::thread::sleep(Duration::from_millis(5));
+                Ok(None) if Instant::now() < until && waiting() => {
+                    std::thread::sleep(Duration::from_millis(5))
                 }
                 _ => break "it was killed".into(),
             }

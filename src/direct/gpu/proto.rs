@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -113,18 +114,22 @@ pub(crate) struct Refused {
 }
 
 /// One end of the line.
-pub(super) struct Channel(OwnedFd);
+pub(super) struct Channel {
+    socket: OwnedFd,
+    /// For what is received: one thread does that.
+    packet: Mutex<Box<[u8]>>,
+}
 
 impl Channel {
     /// Both ends.
     pub(super) fn pair() -> io::Result<(Channel, OwnedFd)> {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        Ok((Channel(ours), theirs))
+        Ok((Channel::new(ours), theirs))
     }
 
-    pub(super) fn new(fd: OwnedFd) -> Channel {
-        Channel(fd)
+    pub(super) fn new(socket: OwnedFd) -> Channel {
+        Channel { socket, packet: Mutex::new(vec![0; MAX].into()) }
     }
 
     /// Sends a message; waits for room as long as `wanted` says so.
@@ -145,14 +150,14 @@ impl Channel {
                 control.push(SendAncillaryMessage::ScmRights(fds));
             }
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut control, flags) {
+            match sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, flags) {
                 Ok(_) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {
                     if !wanted() {
                         return Err(io::ErrorKind::BrokenPipe.into());
                     }
-                    let mut fds = [PollFd::new(&self.0, PollFlags::OUT)];
+                    let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
                     let _ = poll(&mut fds, Some(&timespec(PATIENCE)));
                 }
                 Err(e) => return Err(e.into()),
@@ -162,15 +167,19 @@ impl Channel {
 
     /// The next message; none when the other end is gone.
     pub(super) fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-        let mut bytes = vec![0; MAX];
+        let mut bytes = self.packet.lock();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let message = loop {
-            match recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)
-            {
+            match recvmsg(
+                &self.socket,
+                &mut [IoSliceMut::new(&mut bytes)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            ) {
                 Ok(message) => break message,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+                // A peer that went without reading everything is told first, once, and then what it sent.
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
                 Err(e) => return Err(e.into()),
             }
         };
@@ -192,19 +201,19 @@ impl Channel {
 
     /// Waits until there is something to receive, or the end; false when the time is over.
     pub(super) fn wait(&self, limit: Duration) -> bool {
-        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
         poll(&mut fds, Some(&timespec(limit))).is_ok_and(|ready| ready > 0)
     }
 
     /// Ends the line for both.
     pub(super) fn shut(&self) {
-        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
 }
 
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
@@ -243,6 +252,18 @@ mod tests {
         assert!(matches!(message, Request::Ops(ops) if ops.len() == MAX_OPS));
         assert!(fds.is_empty());
         drop(a);
+        assert!(b.receive::<Request>().unwrap().is_none());
+    }
+
+    #[test]
+    fn what_was_sent_before_the_end_is_heard() {
+        let (a, b) = Channel::pair().unwrap();
+        let b = Channel::new(b);
+        b.send(&Request::Forget { serial: 1 }, &[], || true).unwrap();
+        a.send(&Request::Forget { serial: 2 }, &[], || true).unwrap();
+        // Without having read what it was sent.
+        drop(a);
+        assert!(matches!(b.receive::<Request>(), Ok(Some((Request::Forget { serial: 2 }, _)))));
         assert!(b.receive::<Request>().unwrap().is_none());
     }
 

@@ -286,13 +286,16 @@ impl Keeper {
             }
         }
         let mut ops = VecDeque::new();
+        let now = Instant::now();
         for job in jobs {
-            match self.send_file(&job) {
-                Ok(()) => {}
-                Err(errno) => {
-                    job.fail(errno);
-                    continue;
-                }
+            // Its client has been told so already, while the process before this one was waited for.
+            if job.deadline < now {
+                job.fail(libc::ETIMEDOUT);
+                continue;
+            }
+            if let Err(errno) = self.send_file(&job) {
+                job.fail(errno);
+                continue;
             }
             let Some(process) = &self.process else { return job.fail(libc::EIO) };
             ops.push_back(process.expect_job(buffer, job));

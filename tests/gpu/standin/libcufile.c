@@ -5,6 +5,10 @@
 #include "standin.h"
 #include <dlfcn.h>
 
+#ifndef DRIVER
+#define DRIVER "libcuda.so.1"
+#endif
+
 typedef struct { int err, cu_err; } error;
 struct descr { int type; union { int fd; void *handle; } h; const void *ops; };
 struct file { int fd; };
@@ -29,7 +33,7 @@ error cuFileDriverOpen(void)
 {
 	standin_call("cuFileDriverOpen");
 	int code = standin_fault("cuFileDriverOpen");
-	void *cuda = dlopen("libcuda.so.1", RTLD_NOW);
+	void *cuda = dlopen(DRIVER, RTLD_NOW);
 	if (code || !cuda)
 		return (error){ code ? code : 5033, 0 };
 	real = (char *(*)(uint64_t, size_t))dlsym(cuda, "kvfs_standin_real");

@@ -211,7 +211,7 @@ mod tests {
             let mut at = off;
             for (start, len, aligned) in pieces {
                 assert_eq!(start, at);
-                assert!(!aligned || (start | len as u64) % 4096 == 0);
+                assert!(!aligned || (start | len as u64).is_multiple_of(4096));
                 at += len as u64;
             }
             assert_eq!(at, off + len);

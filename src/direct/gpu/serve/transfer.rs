@@ -209,7 +209,7 @@ impl Submitter {
     fn read(&mut self, lane: &Lane<'_>, part: &Part) -> Result<usize, Failure> {
         let pieces = lane.pieces(part);
         let mut moved = 0;
-        // SAFETY (here and below): a piece of host memory has one user at a time: it's read into again only
+        // SAFETY: here and below, a piece of host memory has one user at a time: it's read into again only
         // after the stream with its copy was waited for; and nobody returns from here with a read under way.
         unsafe { self.disk.start(0, &pieces[0]) };
         for (n, piece) in pieces.iter().enumerate() {
@@ -252,9 +252,9 @@ impl Submitter {
             // SAFETY: the memory is the write's until it was waited for, which is before anyone returns.
             unsafe { self.disk.start(n % DEPTH, piece) };
         }
-        for n in pieces.len().saturating_sub(DEPTH)..pieces.len() {
+        for (n, piece) in pieces.iter().enumerate().skip(pieces.len().saturating_sub(DEPTH)) {
             // SAFETY: it was started with this request.
-            moved += unsafe { self.disk.finish(n % DEPTH, &pieces[n]) }?;
+            moved += unsafe { self.disk.finish(n % DEPTH, piece) }?;
         }
         Ok(moved)
     }

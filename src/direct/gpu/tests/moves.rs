@@ -168,3 +168,30 @@ fn many_at_once_over_many_files() {
     assert_eq!((status.workers[0].ops, status.workers[0].bytes), (128, 64 * 5000));
     bench.assert_no_misuse();
 }
+
+/// HIP is the same under other names, as far as that can be seen without a GPU of AMD's.
+#[test]
+fn by_hip() {
+    let mut bench = Bench::new();
+    for library in ["libcuda.so.1", "libcufile.so.0"] {
+        bench.uninstall(library);
+    }
+    for library in ["libamdhip64.so", "libhipfile.so.0"] {
+        bench.install(library);
+    }
+    bench.options.hipfile = true;
+    let gpus = bench.gpus();
+    let client = bench.client(&[0; 4 * SLOT]);
+    let (handle, len) = (client.handle(), client.len as u64);
+    let hip = GpuRequest::Hip { uuid: UUID, handle, alloc_size: len, offset: 0, length: len };
+    let granted = gpus.register(hip).unwrap();
+    assert_eq!((granted.path, granted.why), (Path::Hipfile, Why::Best));
+    assert_eq!(gpus.features(), feature::HIP_IPC | feature::DAEMON_ALLOC);
+    assert!(gpus.register(client.request()).is_err(), "there is no GPU of NVIDIA's");
+    compare(&bench, &gpus, &granted, &client, Some(Path::Hipfile));
+    let own = gpus.register(GpuRequest::Alloc { uuid: UUID, length: 4096 }).unwrap();
+    let mine = Client::of_handle(own.handle.unwrap(), 4096);
+    let done = gpus.run(&own.buffer, &bench.file(&[3; 4096]), &[read(0, 0, 4096)]);
+    assert_eq!((done, mine.get()), (vec![(4096, Path::Hipfile)], vec![3; 4096]));
+    assert_eq!(gpus.status().driver.as_deref(), Some("hip"));
+}
