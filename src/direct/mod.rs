@@ -12,6 +12,7 @@ mod deadline;
 mod decode;
 pub(crate) mod engine;
 pub(crate) mod gpu;
+mod handed;
 pub(crate) mod host;
 mod locate;
 pub(crate) mod owner;

@@ -28,6 +28,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::abi::{FD_SOCKET_MAGIC, FdAnswer, FdHello, VERSION};
 use super::buffer::random;
+use super::handed::Handed;
 use super::owner::{Owner, Owners};
 use crate::backing::mountinfo;
 use crate::fs::Fs;
@@ -50,7 +51,7 @@ const CHILDS_FD: RawFd = 3;
 /// Descriptors that were sent.
 #[derive(Default)]
 pub(super) struct Sent {
-    waiting: Mutex<HashMap<u64, (u32, OwnedFd, Instant)>>,
+    waiting: Mutex<HashMap<u64, (u32, Handed, Instant)>>,
     bound: AtomicBool,
 }
 
@@ -61,7 +62,7 @@ impl Sent {
     }
 
     /// The descriptor of a token, if this process sent it. `ENOENT` if not, or not any more.
-    pub(super) fn take(&self, owner: &Owner, token: u64) -> Result<OwnedFd, Errno> {
+    pub(super) fn take(&self, owner: &Owner, token: u64) -> Result<Handed, Errno> {
         let mut waiting = self.waiting.lock();
         match waiting.get(&token) {
             Some((tgid, _, until)) if *tgid == owner.tgid && *until > Instant::now() => {}
@@ -75,7 +76,7 @@ impl Sent {
         self.waiting.lock().retain(|_, (of, ..)| *of != tgid);
     }
 
-    fn enter(&self, owner: &Owner, fd: OwnedFd) -> Result<u64, Errno> {
+    fn enter(&self, owner: &Owner, fd: Handed) -> Result<u64, Errno> {
         let tgid = owner.tgid;
         let now = Instant::now();
         let mut waiting = self.waiting.lock();
@@ -232,6 +233,10 @@ fn listen(listener: &OwnedFd, owners: &Owners, sent: &Sent, device: (u32, u32)) 
 
 /// Answers one message; whether another may come.
 fn answer(connection: &OwnedFd, owners: &Owners, sent: &Sent) -> bool {
+    // With the connection goes what waits in it, which the kernel doesn't flush.
+    if Handed::room().is_err() {
+        return false;
+    }
     let mut bytes = [0u8; size_of::<FdHello>() + 1];
     // As many as can be sent: of what doesn't fit, nix hides those too that the kernel has given us.
     let mut control = nix::cmsg_space!([RawFd; SCM_MAX_FD]);
@@ -244,7 +249,9 @@ fn answer(connection: &OwnedFd, owners: &Owners, sent: &Sent) -> bool {
                 for part in message.cmsgs().into_iter().flatten() {
                     if let ControlMessageOwned::ScmRights(numbers) = part {
                         // SAFETY: the kernel has just given them to us.
-                        fds.extend(numbers.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                        fds.extend(
+                            numbers.into_iter().map(|fd| Handed::from(unsafe { OwnedFd::from_raw_fd(fd) })),
+                        );
                     }
                 }
                 Some((message.bytes, fds))
@@ -266,7 +273,7 @@ fn answer(connection: &OwnedFd, owners: &Owners, sent: &Sent) -> bool {
 fn taken(
     connection: &OwnedFd,
     hello: &[u8],
-    fds: Vec<OwnedFd>,
+    fds: Vec<Handed>,
     owners: &Owners,
     sent: &Sent,
 ) -> Result<u64, Errno> {
@@ -274,7 +281,7 @@ fn taken(
     if hello.magic != FD_SOCKET_MAGIC || hello.version == 0 || hello.version > VERSION {
         return Err(Errno::INVAL);
     }
-    let [fd] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| Errno::INVAL)?;
+    let [fd] = <[Handed; 1]>::try_from(fds).map_err(|_| Errno::INVAL)?;
     // In our pid namespace; 0 if it isn't visible there.
     let peer = getsockopt(connection, sockopt::PeerCredentials).map_err(|_| Errno::PERM)?;
     match u32::try_from(peer.pid()) {

@@ -9,6 +9,7 @@ mod coherence;
 mod engine;
 mod frozen;
 mod fuzz;
+mod hostile;
 mod locate;
 mod many;
 mod prefix;

@@ -16,7 +16,7 @@ use super::raw::{self, read_op, transfer};
 use crate::common::user::NOBODY;
 use crate::common::{Errno, Lab, Mount, R, cli, dir, ns, sys};
 
-const NAME: &str = ".kvfs-socket";
+pub(super) const NAME: &str = ".kvfs-socket";
 const HELLO: FdHello = FdHello { magic: FD_SOCKET_MAGIC, version: abi::VERSION };
 
 struct Place {
@@ -33,7 +33,7 @@ fn place() -> Place {
 }
 
 /// A connection to the socket at this path, whose length isn't bounded.
-fn connected(path: &Path) -> R<OwnedFd> {
+pub(super) fn connected(path: &Path) -> R<OwnedFd> {
     let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
     let parent = sys::open(path.parent().unwrap(), O_PATH, 0)?;
     let short =
@@ -42,14 +42,14 @@ fn connected(path: &Path) -> R<OwnedFd> {
     Ok(fd)
 }
 
-fn send(to: &OwnedFd, hello: &[u8], fds: &[RawFd]) -> R<usize> {
+pub(super) fn send(to: &OwnedFd, hello: &[u8], fds: &[RawFd]) -> R<usize> {
     let rights = [ControlMessage::ScmRights(fds)];
     let control: &[_] = if fds.is_empty() { &[] } else { &rights };
     sendmsg::<()>(to.as_raw_fd(), &[IoSlice::new(hello)], control, MsgFlags::MSG_NOSIGNAL, None)
 }
 
 /// The answer; none when the connection was closed.
-fn answer(from: &OwnedFd) -> Option<FdAnswer> {
+pub(super) fn answer(from: &OwnedFd) -> Option<FdAnswer> {
     let mut bytes = [0u8; 64];
     let mut parts = [IoSliceMut::new(&mut bytes)];
     let received = recvmsg::<()>(from.as_raw_fd(), &mut parts, None, MsgFlags::empty());
@@ -74,7 +74,7 @@ fn by_token(fd_token: u64) -> RegBuf {
 }
 
 /// A memfd sent, registered and read into.
-fn whole_way(root: &Path) -> R<()> {
+pub(super) fn whole_way(root: &Path) -> R<()> {
     let file = sys::open(root.join("f"), O_RDONLY, 0)?;
     let memfd = raw::memfd(4096);
     let id = raw::register(&file, &by_token(sent(&root.join(NAME), &memfd)?))?.buf_id;
