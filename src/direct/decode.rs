@@ -157,3 +157,6 @@ pub(crate) fn direction(op: &Op) -> Result<Direction, Errno> {
         _ => Err(Errno::INVAL),
     }
 }
+
+#[cfg(test)]
+mod tests;

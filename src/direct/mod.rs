@@ -12,6 +12,7 @@ mod deadline;
 mod decode;
 pub(crate) mod engine;
 pub(crate) mod gpu;
+mod handed;
 pub(crate) mod host;
 mod locate;
 pub(crate) mod owner;
@@ -191,7 +192,7 @@ impl Direct {
     /// Offers the socket for descriptors in the mount, as soon as that answers.
     pub fn serve_socket(&self, point: PathBuf, device: (u32, u32)) -> io::Result<()> {
         if self.options.enabled {
-            socket::serve(self.fs.clone(), self.sent.clone(), point, device)
+            socket::serve(self.fs.clone(), self.owners.clone(), self.sent.clone(), point, device)
         } else {
             Ok(())
         }

@@ -15,6 +15,8 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
+use super::handed::Handed;
+
 /// A process that uses the fast path.
 pub(crate) struct Owner {
     /// Its id in the daemon's pid namespace.
@@ -52,8 +54,9 @@ impl Owner {
 
     /// A copy of one of its descriptors. `EPERM` where the daemon may not look into the process, `EBADF` if
     /// it has no such descriptor.
-    pub(crate) fn descriptor(&self, number: i32) -> Result<OwnedFd, Errno> {
-        pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty())
+    pub(super) fn descriptor(&self, number: i32) -> Result<Handed, Errno> {
+        Handed::room()?;
+        pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty()).map(Handed::from)
     }
 }
 

@@ -3,6 +3,7 @@
 //! What always holds: it's a favour: what doesn't fit the queue, can't be opened or may not be read is left
 //! out; nobody waits for it.
 
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -13,6 +14,10 @@ use crate::fs::{Caller, Found, Fs};
 
 /// Files that may wait.
 const QUEUE: usize = 1024;
+
+/// Bytes that every device reads ahead if asked to; the rest of a longer range is left out without an error
+/// (force_page_cache_ra in mm/readahead.c).
+const AT_ONCE: NonZeroU64 = NonZeroU64::new(128 << 10).unwrap();
 
 struct Wanted {
     caller: Caller,
@@ -52,8 +57,10 @@ impl Readahead {
 }
 
 fn read_ahead(file: &OwnedFd) {
-    // A length of 0: to the end. Whole, whatever the device's read-ahead is (mm/fadvise.c).
-    if let Err(e) = fadvise(file, 0, None, Advice::WillNeed) {
-        tracing::debug!("not read ahead: {e}");
+    let size = rustix::fs::fstat(file).map_or(0, |stat| stat.st_size.cast_unsigned());
+    for at in (0..size).step_by(AT_ONCE.get() as usize) {
+        if let Err(e) = fadvise(file, at, Some(AT_ONCE), Advice::WillNeed) {
+            return tracing::debug!("not read ahead: {e}");
+        }
     }
 }

@@ -12,6 +12,7 @@ use zerocopy::IntoBytes;
 use super::abi::{self, BUF_RD, Path, RegBuf, UnregBuf, Why, kind};
 use super::buffer::{Memory, Reserved};
 use super::gpu::GpuRequest;
+use super::handed::Handed;
 use super::owner::Owner;
 use super::{Asked, Direct, Reply, Target};
 
@@ -43,7 +44,7 @@ impl Direct {
     }
 
     /// The descriptor that a registration names.
-    fn descriptor(&self, reg: &RegBuf, owner: &Arc<Owner>) -> Result<Option<OwnedFd>, Errno> {
+    fn descriptor(&self, reg: &RegBuf, owner: &Arc<Owner>) -> Result<Option<Handed>, Errno> {
         match reg.fd_method {
             abi::FD_OF_CALLER => owner.descriptor(reg.fd).map(Some),
             abi::FD_SENT => self.sent.take(owner, reg.fd_token).map(Some),
@@ -65,9 +66,9 @@ impl Direct {
         Ok(reg)
     }
 
-    fn register_gpu(&self, mut reg: RegBuf, fd: Option<OwnedFd>, room: Reserved, asked: Asked) {
+    fn register_gpu(&self, mut reg: RegBuf, fd: Option<Handed>, room: Reserved, asked: Asked) {
         let RegBuf { gpu_uuid: uuid, handle, alloc_size, offset, length, .. } = reg;
-        let request = match (reg.kind, fd) {
+        let request = match (reg.kind, fd.and_then(Handed::into_inner)) {
             (kind::CUDA_IPC, _) => GpuRequest::Ipc { uuid, handle, alloc_size, offset, length },
             (kind::HIP_IPC, _) => GpuRequest::Hip { uuid, handle, alloc_size, offset, length },
             (kind::CUDA_VMM_FD, Some(fd)) => GpuRequest::Vmm { uuid, fd, alloc_size, offset, length },

@@ -28,7 +28,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::abi::{FD_SOCKET_MAGIC, FdAnswer, FdHello, VERSION};
 use super::buffer::random;
-use super::owner::Owner;
+use super::handed::Handed;
+use super::owner::{Owner, Owners};
 use crate::backing::mountinfo;
 use crate::fs::Fs;
 
@@ -40,6 +41,8 @@ const GOOD_FOR: Duration = Duration::from_secs(60);
 /// Connections at once, and how long one may say nothing.
 const CONNECTIONS: usize = 64;
 const SILENCE: Duration = Duration::from_secs(5);
+/// Descriptors of one message (include/net/scm.h).
+const SCM_MAX_FD: usize = 253;
 /// How long binding may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Where the child finds the socket.
@@ -48,7 +51,7 @@ const CHILDS_FD: RawFd = 3;
 /// Descriptors that were sent.
 #[derive(Default)]
 pub(super) struct Sent {
-    waiting: Mutex<HashMap<u64, (u32, OwnedFd, Instant)>>,
+    waiting: Mutex<HashMap<u64, (u32, Handed, Instant)>>,
     bound: AtomicBool,
 }
 
@@ -59,7 +62,7 @@ impl Sent {
     }
 
     /// The descriptor of a token, if this process sent it. `ENOENT` if not, or not any more.
-    pub(super) fn take(&self, owner: &Owner, token: u64) -> Result<OwnedFd, Errno> {
+    pub(super) fn take(&self, owner: &Owner, token: u64) -> Result<Handed, Errno> {
         let mut waiting = self.waiting.lock();
         match waiting.get(&token) {
             Some((tgid, _, until)) if *tgid == owner.tgid && *until > Instant::now() => {}
@@ -73,7 +76,8 @@ impl Sent {
         self.waiting.lock().retain(|_, (of, ..)| *of != tgid);
     }
 
-    fn enter(&self, tgid: u32, fd: OwnedFd) -> Result<u64, Errno> {
+    fn enter(&self, owner: &Owner, fd: Handed) -> Result<u64, Errno> {
+        let tgid = owner.tgid;
         let now = Instant::now();
         let mut waiting = self.waiting.lock();
         waiting.retain(|_, (.., until)| *until > now);
@@ -88,11 +92,17 @@ impl Sent {
 }
 
 /// Binds the socket and serves it, on a thread of its own, until the mount with this device number is gone.
-pub(super) fn serve(fs: Arc<Fs>, sent: Arc<Sent>, point: PathBuf, device: (u32, u32)) -> io::Result<()> {
+pub(super) fn serve(
+    fs: Arc<Fs>,
+    owners: Arc<Owners>,
+    sent: Arc<Sent>,
+    point: PathBuf,
+    device: (u32, u32),
+) -> io::Result<()> {
     std::thread::Builder::new().name("kvfs-socket".into()).spawn(move || match bind(&fs, &point) {
         Ok(listener) => {
             sent.bound.store(true, Relaxed);
-            if let Err(e) = listen(&listener, &sent, device) {
+            if let Err(e) = listen(&listener, &owners, &sent, device) {
                 tracing::warn!("the socket for descriptors is closed: {e}");
             }
             sent.bound.store(false, Relaxed);
@@ -166,7 +176,7 @@ pub(crate) fn bind_here(point: &Path) -> io::Result<()> {
 const LISTENER: u64 = u64::MAX;
 const MOUNTS: u64 = u64::MAX - 1;
 
-fn listen(listener: &OwnedFd, sent: &Sent, device: (u32, u32)) -> io::Result<()> {
+fn listen(listener: &OwnedFd, owners: &Owners, sent: &Sent, device: (u32, u32)) -> io::Result<()> {
     let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let add = |fd: &dyn AsFd, key: u64, flags| {
         epoll::add(&events, fd.as_fd(), epoll::EventData::new_u64(key), flags)
@@ -195,9 +205,13 @@ fn listen(listener: &OwnedFd, sent: &Sent, device: (u32, u32)) -> io::Result<()>
                     let Ok(fd) = accept4(listener.as_raw_fd(), flags) else { continue };
                     // SAFETY: just made, and ours alone.
                     let connection = unsafe { OwnedFd::from_raw_fd(fd) };
-                    if connections.len() < CONNECTIONS
-                        && add(&connection, next, epoll::EventFlags::IN).is_ok()
-                    {
+                    // Who has been silent for the longest makes room.
+                    if connections.len() >= CONNECTIONS {
+                        let silent = connections.iter().min_by_key(|(_, (_, until))| *until);
+                        let silent = silent.map(|(key, _)| *key);
+                        silent.and_then(|key| connections.remove(&key));
+                    }
+                    if add(&connection, next, epoll::EventFlags::IN).is_ok() {
                         connections.insert(next, (connection, Instant::now() + SILENCE));
                         next += 1;
                     }
@@ -205,7 +219,7 @@ fn listen(listener: &OwnedFd, sent: &Sent, device: (u32, u32)) -> io::Result<()>
                 key => {
                     let Some((connection, until)) = connections.get_mut(&key) else { continue };
                     *until = Instant::now() + SILENCE;
-                    if !answer(connection, sent) {
+                    if !answer(connection, owners, sent) {
                         connections.remove(&key);
                     }
                 }
@@ -218,9 +232,14 @@ fn listen(listener: &OwnedFd, sent: &Sent, device: (u32, u32)) -> io::Result<()>
 }
 
 /// Answers one message; whether another may come.
-fn answer(connection: &OwnedFd, sent: &Sent) -> bool {
+fn answer(connection: &OwnedFd, owners: &Owners, sent: &Sent) -> bool {
+    // With the connection goes what waits in it, which the kernel doesn't flush.
+    if Handed::room().is_err() {
+        return false;
+    }
     let mut bytes = [0u8; size_of::<FdHello>() + 1];
-    let mut control = nix::cmsg_space!([RawFd; 4]);
+    // As many as can be sent: of what doesn't fit, nix hides those too that the kernel has given us.
+    let mut control = nix::cmsg_space!([RawFd; SCM_MAX_FD]);
     let received = {
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -230,7 +249,9 @@ fn answer(connection: &OwnedFd, sent: &Sent) -> bool {
                 for part in message.cmsgs().into_iter().flatten() {
                     if let ControlMessageOwned::ScmRights(numbers) = part {
                         // SAFETY: the kernel has just given them to us.
-                        fds.extend(numbers.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                        fds.extend(
+                            numbers.into_iter().map(|fd| Handed::from(unsafe { OwnedFd::from_raw_fd(fd) })),
+                        );
                     }
                 }
                 Some((message.bytes, fds))
@@ -240,7 +261,7 @@ fn answer(connection: &OwnedFd, sent: &Sent) -> bool {
         }
     };
     let Some((len @ 1.., fds)) = received else { return false };
-    let token = taken(connection, &bytes[..len], fds, sent);
+    let token = taken(connection, &bytes[..len], fds, owners, sent);
     let answer = match token {
         Ok(token) => FdAnswer { token, ..FdAnswer::default() },
         Err(errno) => FdAnswer { error: errno.raw_os_error(), ..FdAnswer::default() },
@@ -249,16 +270,26 @@ fn answer(connection: &OwnedFd, sent: &Sent) -> bool {
     send(connection.as_raw_fd(), answer.as_bytes(), flags).is_ok()
 }
 
-fn taken(connection: &OwnedFd, hello: &[u8], fds: Vec<OwnedFd>, sent: &Sent) -> Result<u64, Errno> {
+fn taken(
+    connection: &OwnedFd,
+    hello: &[u8],
+    fds: Vec<Handed>,
+    owners: &Owners,
+    sent: &Sent,
+) -> Result<u64, Errno> {
     let hello = FdHello::read_from_bytes(hello).map_err(|_| Errno::INVAL)?;
     if hello.magic != FD_SOCKET_MAGIC || hello.version == 0 || hello.version > VERSION {
         return Err(Errno::INVAL);
     }
-    let [fd] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| Errno::INVAL)?;
+    let [fd] = <[Handed; 1]>::try_from(fds).map_err(|_| Errno::INVAL)?;
     // In our pid namespace; 0 if it isn't visible there.
     let peer = getsockopt(connection, sockopt::PeerCredentials).map_err(|_| Errno::PERM)?;
     match u32::try_from(peer.pid()) {
-        Ok(tgid) if tgid != 0 => sent.enter(tgid, fd),
+        // An owner from now on: with its end its descriptors go, whether it comes back for them or not.
+        Ok(tgid) if tgid != 0 => {
+            let owner = owners.enter(tgid, peer.uid())?;
+            sent.enter(&owner, fd)
+        }
         _ => Err(Errno::PERM),
     }
 }

@@ -78,7 +78,7 @@ pub const TTL: Duration = Duration::from_secs(24 * 3600);
 const REMEMBERED_DECISIONS: usize = 16384;
 
 /// Told the node, and the range whose pages may be cached.
-type DataChanged = Box<dyn Fn(NodeId, Option<(u64, u64)>) + Send + Sync>;
+type DataChanged = Box<dyn Fn(NodeId, Option<(u64, u64)>, Option<(u64, u8)>) + Send + Sync>;
 
 /// A name and the attributes of what it stands for.
 pub type Entry = Attr;
@@ -155,8 +155,12 @@ impl Fs {
     }
 
     /// Who tells the kernel that a file has changed without its doing: its attributes, and the pages of a
-    /// range (offset and length in bytes) if it may have any.
-    pub fn set_data_changed(&self, changed: impl Fn(NodeId, Option<(u64, u64)>) + Send + Sync + 'static) {
+    /// range (offset and length in bytes) if it may have any, and the last byte with its offset if the file may
+    /// be longer than the kernel believes.
+    pub fn set_data_changed(
+        &self,
+        changed: impl Fn(NodeId, Option<(u64, u64)>, Option<(u64, u8)>) + Send + Sync + 'static,
+    ) {
         let _ = self.data_changed.set(Box::new(changed));
     }
 

@@ -91,7 +91,8 @@ impl Pinned {
         let again = |access| rustix::fs::open(&path, flags | access, Mode::empty());
         let fd: Option<OwnedFd> = match again(OFlags::RDWR).or_else(|_| again(OFlags::RDONLY)) {
             Ok(fd) => Some(fd),
-            Err(Errno::INVAL) => None,
+            // Or it's the creator's alone, who has it by `buffered`.
+            Err(Errno::INVAL | Errno::ACCESS) => None,
             Err(e) => return Err(Error::on(open.slot)(e)),
         };
         Ok(open.direct.get_or_init(|| fd).as_ref().map(AsFd::as_fd))
@@ -116,10 +117,20 @@ impl Pinned {
     /// Tells the kernel that these bytes have changed without its doing.
     pub(crate) fn data_changed(&self, offset: u64, len: u64) {
         if let Some(changed) = self.fs.data_changed.get() {
-            // What the kernel passes through it keeps no pages of.
-            let pages = (!self.open().is_passthrough()).then_some((offset, len));
-            changed(self.node(), pages);
+            // Of what the kernel passes through it keeps no pages, and asks for the size.
+            let is_kept = !self.open().is_passthrough();
+            let end = if is_kept { self.end(offset.saturating_add(len)) } else { None };
+            changed(self.node(), is_kept.then_some((offset, len)), end);
         }
+    }
+
+    /// The last byte of the file and its offset, if a write that ended at `written` may have put it there.
+    fn end(&self, written: u64) -> Option<(u64, u8)> {
+        let size = self.stat().ok()?.stx_size;
+        let at = size.checked_sub(1).filter(|_| size <= written)?;
+        let mut byte = [0];
+        let read = rustix::io::pread(self.buffered().ok()?, &mut byte, at).ok()?;
+        (read == 1).then_some((at, byte[0]))
     }
 
     /// Leave for a transfer to run, if no truncation is under way.

@@ -93,15 +93,23 @@ impl Session {
         }
     }
 
-    /// What tells the kernel that a file has changed without its doing: attributes, and pages if a range is
-    /// given.
-    pub fn data_changed(&self) -> impl Fn(crate::index::NodeId, Option<(u64, u64)>) + Send + Sync + 'static {
+    /// What tells the kernel that a file has changed without its doing: attributes, pages if a range is given,
+    /// and where the file ends now if its last byte is.
+    pub fn data_changed(
+        &self,
+    ) -> impl Fn(crate::index::NodeId, Option<(u64, u64)>, Option<(u64, u8)>) + Send + Sync + 'static {
         let notifier = self.session.notifier();
-        move |node, pages| {
+        move |node, pages, end| {
+            let ino = super::convert::ino(node);
+            // An error means that the kernel doesn't have the inode, or that the session has ended.
+            if let Some((at, byte)) = end {
+                // Appending writes and page faults go by the size that the kernel knows, and don't ask for
+                // another: only a store moves it (fuse_notify_store in fs/fuse/dev.c).
+                let _ = notifier.store(ino, at, &[byte]);
+            }
             // An offset below 0: attributes alone (fuse_reverse_inval_inode in fs/fuse/inode.c).
             let (offset, len) = pages.map_or((-1, 0), |(offset, len)| (offset as i64, len as i64));
-            // An error means that the kernel doesn't have the inode, or that the session has ended.
-            let _ = notifier.inval_inode(super::convert::ino(node), offset, len);
+            let _ = notifier.inval_inode(ino, offset, len);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Host memory: buffers in a client's memfd, and io_uring straight into them.
 
 mod engine;
+mod lanes;
 mod mapping;
 mod pins;
 mod plan;

@@ -16,6 +16,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use slab::Slab;
 
 use super::HostBuffer;
+use super::lanes::{Lane, Lanes, page_size};
 use super::pins::Pins;
 use super::plan::{Piece, plan};
 use crate::direct::abi::Path;
@@ -120,8 +121,10 @@ struct Job {
     direct: Option<i32>,
     buffered: i32,
     pieces: Vec<Part>,
-    /// Parts that haven't ended.
+    /// Parts that haven't ended, of those under way.
     left: usize,
+    /// For a WRITE, which parts those are.
+    lane: Lane,
 }
 
 /// A piece under way.
@@ -140,12 +143,14 @@ struct Worker {
     /// Ops that wait for room.
     later: Vec<Op>,
     pins: Pins,
+    lanes: Lanes,
 }
 
 impl Worker {
     fn new(ring: IoUring, inbox: Arc<Inbox>) -> Worker {
         let pins = Pins::new(&ring.submitter());
-        Worker { ring, inbox, jobs: Slab::new(), requests: 0, later: Vec::new(), pins }
+        let (jobs, lanes) = (Slab::new(), Lanes::default());
+        Worker { ring, inbox, jobs, requests: 0, later: Vec::new(), pins, lanes }
     }
 
     fn run(mut self) {
@@ -241,17 +246,35 @@ impl Worker {
             Ok(found) => found,
             Err(e) => return op.fail(e.errno().raw_os_error()),
         };
-        let align = op.file.align();
+        let is_write = op.direction == Direction::Write;
+        let align = match op.file.align() {
+            // No page is written both ways.
+            align if is_write => align.max(page_size()),
+            align => align,
+        };
         let mut pieces = plan(op.file_off, memory, op.len, align, PIECE.next_multiple_of(align));
         for piece in &mut pieces {
             piece.direct &= direct.is_some();
         }
-        let parts: Vec<_> = pieces.iter().map(|&piece| Part { piece, moved: 0, errno: 0 }).collect();
-        let left = parts.len();
-        let key = self.jobs.insert(Job { op, direct, buffered, pieces: parts, left });
-        for part in 0..left {
-            self.request(key, part);
+        let pieces: Vec<_> = pieces.iter().map(|&piece| Part { piece, moved: 0, errno: 0 }).collect();
+        let lane = if pieces.iter().any(|p| p.piece.direct) { Lane::Direct } else { Lane::Cached };
+        let left = pieces.len();
+        let serial = op.file.serial();
+        let key = self.jobs.insert(Job { op, direct, buffered, pieces, left, lane });
+        if !is_write {
+            (0..left).for_each(|part| self.request(key, part));
+        } else if self.lanes.enter(serial, key, lane) {
+            self.start_lane(key);
         }
+    }
+
+    /// Asks for the parts of a WRITE that go in its lane.
+    fn start_lane(&mut self, key: usize) {
+        let job = &mut self.jobs[key];
+        let direct = job.lane == Lane::Direct;
+        let parts: Vec<_> = (0..job.pieces.len()).filter(|i| job.pieces[*i].piece.direct == direct).collect();
+        job.left = parts.len();
+        parts.into_iter().for_each(|part| self.request(key, part));
     }
 
     /// Asks for the rest of a part.
@@ -284,12 +307,13 @@ impl Worker {
         self.requests -= 1;
         let (key, part) = ((key >> 32) as usize, (key & 0xffff_ffff) as usize);
         let Some(job) = self.jobs.get_mut(key) else { return };
+        let is_write = job.op.direction == Direction::Write;
         let align = job.op.file.align();
         let doing = &mut job.pieces[part];
         let again = match result {
             0 => {
                 // The end of the file; a write that moves nothing has no room.
-                if job.op.direction == Direction::Write {
+                if is_write {
                     doing.errno = libc::ENOSPC;
                 }
                 false
@@ -301,10 +325,12 @@ impl Worker {
                 doing.moved < doing.piece.len && !ended
             }
             error if matches!(-error, libc::EINTR | libc::EAGAIN) => true,
-            // The file system wants another alignment than it says.
-            error if -error == libc::EINVAL && doing.piece.direct => {
+            // The file system wants another alignment than it says; or only its creator may write the file, whom
+            // `buffered` remembers.
+            error if matches!(-error, libc::EINVAL | libc::EBADF) && doing.piece.direct => {
                 doing.piece.direct = false;
-                true
+                // A WRITE's has its turn with the others that aren't direct.
+                !is_write
             }
             error => {
                 doing.errno = -error;
@@ -315,11 +341,26 @@ impl Worker {
             return self.request(key, part);
         }
         job.left -= 1;
-        if job.left == 0 {
-            let job = self.jobs.remove(key);
-            let result = outcome(&job.pieces);
-            job.op.end(result, Path::UringHost);
+        if job.left > 0 {
+            return;
         }
+        if is_write {
+            let (serial, lane) = (job.op.file.serial(), job.lane);
+            let more = lane == Lane::Direct && job.pieces.iter().any(|p| !p.piece.direct);
+            job.lane = Lane::Cached;
+            // Its own rest last: it may be what the others wait for.
+            let mut next = self.lanes.leave(serial);
+            if more && self.lanes.enter(serial, key, Lane::Cached) {
+                next.push(key);
+            }
+            next.into_iter().for_each(|key| self.start_lane(key));
+            if more {
+                return;
+            }
+        }
+        let job = self.jobs.remove(key);
+        let result = outcome(&job.pieces);
+        job.op.end(result, Path::UringHost);
     }
 }
 
