@@ -6,6 +6,7 @@
 use std::marker::PhantomData;
 use std::os::fd::AsFd;
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -18,6 +19,8 @@ use crate::direct::abi;
 
 /// Pieces of longer transfers begin at multiples of this, so that direct I/O stays possible.
 const PIECE_ALIGN: u64 = 1 << 20;
+/// Calls that are made at the same time.
+const AT_ONCE: usize = 4;
 
 /// Transfers that are to be submitted together. They run in any order, at the same time.
 #[derive(Debug, Default)]
@@ -75,8 +78,9 @@ impl<'a> Batch<'a> {
             bytes: facts.max_io_bytes.max(1),
         };
         let mut sums = vec![Sum::default(); self.ops.len()];
-        for (mut ops, of) in calls(&self.ops, limits) {
-            let failed = submit(mount, &mut ops).err();
+        let mut calls = calls(&self.ops, limits);
+        let failed = submit_all(mount, &mut calls);
+        for ((ops, of), failed) in calls.into_iter().zip(failed) {
             for (op, index) in ops.iter().zip(of) {
                 let result = failed.map_or_else(|| OpError::of(op.result), |errno| Err(OpError::Os(errno)));
                 sums[index].add(op.length, result);
@@ -151,6 +155,29 @@ fn calls(ops: &[abi::Op], limits: Limits) -> Vec<(Vec<abi::Op>, Vec<usize>)> {
         calls.push((call, of));
     }
     calls
+}
+
+/// Makes the calls, several at the same time: one alone doesn't keep a drive busy while it begins and ends.
+fn submit_all(mount: &Mount, calls: &mut [(Vec<abi::Op>, Vec<usize>)]) -> Vec<Option<Errno>> {
+    let mut failed = vec![None; calls.len()];
+    let others = calls.len().min(AT_ONCE).saturating_sub(1);
+    let waiting = Mutex::new(calls.iter_mut().zip(&mut failed));
+    let work = || {
+        loop {
+            // A statement of its own: the lock isn't held during the call.
+            let next = waiting.lock().next();
+            let Some(((ops, _), failed)) = next else { return };
+            *failed = submit(mount, ops).err();
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..others {
+            // Where there can't be a thread the others do its work.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    failed
 }
 
 /// One SUBMIT; the results are in the ops.
