@@ -276,9 +276,9 @@ impl Direct {
     /// A handle is about to be released: what was bound to it goes.
     pub fn released(&self, fh: u64) {
         if self.gpus.has_workers()
-            && let Ok(file) = self.fs.pin(fh)
+            && let Some(serial) = self.fs.last_open(fh)
         {
-            self.gpus.forget(file.serial());
+            self.gpus.forget(serial);
         }
         self.tokens.closed(fh);
         self.buffers.closed(fh);

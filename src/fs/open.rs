@@ -151,6 +151,11 @@ impl OpenTable {
         open.clone()
     }
 
+    /// How many opens there are of a record.
+    pub(super) fn count(&self, open: &OpenNode) -> usize {
+        self.shard(open.node).lock().get(&open.node).map_or(0, |(_, count)| *count)
+    }
+
     /// One open less.
     fn give_back(&self, open: Arc<OpenNode>, keep: bool) {
         let mut shard = self.shard(open.node).lock();

@@ -31,6 +31,14 @@ impl Fs {
     }
 }
 
+impl Fs {
+    /// The file's [`Pinned::serial`], if this handle is the only thing that keeps it open.
+    pub(crate) fn last_open(&self, fh: u64) -> Option<u64> {
+        let handle = self.open.handle(fh).ok()?;
+        (self.open.count(&handle.node) == 1).then_some(handle.node.serial)
+    }
+}
+
 impl Pinned {
     fn open(&self) -> &Arc<OpenNode> {
         // Only `drop` takes it.

@@ -17,6 +17,7 @@ use libloading::Library;
 
 use super::device::Address;
 use crate::direct::abi::Why;
+use crate::direct::engine::Direction;
 
 /// What file offsets, lengths and addresses are multiples of, in bytes (NVIDIA's GPUDirect Storage guide).
 pub(super) const ALIGN: u64 = 4096;
@@ -198,10 +199,11 @@ impl Cufile {
         check("BufDeregister", unsafe { (self.buf_deregister)(at as *const c_void) })
     }
 
-    /// Reads from a file into GPU memory: `offset` bytes from the registered address `at`. The error is an
-    /// errno or a code of cuFile.
-    pub(super) fn read(
+    /// Moves bytes between a file and GPU memory, `offset` bytes from the registered address `at`. The error is
+    /// an errno or a code of cuFile.
+    pub(super) fn transfer(
         &self,
+        direction: Direction,
         file: FileHandle,
         at: Address,
         offset: u64,
@@ -209,29 +211,12 @@ impl Cufile {
         file_off: u64,
     ) -> Result<usize, i32> {
         debug_assert!((offset | len as u64 | file_off).is_multiple_of(ALIGN));
-        moved(|| {
+        let (file, at) = (file.0 as *mut c_void, at as *mut c_void);
+        moved(|| match direction {
             // SAFETY: the library checks handle and address itself; the memory is GPU memory.
-            unsafe {
-                (self.read)(file.0 as *mut c_void, at as *mut c_void, len, file_off as i64, offset as i64)
-            }
-        })
-    }
-
-    /// Writes GPU memory to a file; the rest as in `read`.
-    pub(super) fn write(
-        &self,
-        file: FileHandle,
-        at: Address,
-        offset: u64,
-        len: usize,
-        file_off: u64,
-    ) -> Result<usize, i32> {
-        debug_assert!((offset | len as u64 | file_off).is_multiple_of(ALIGN));
-        moved(|| {
-            // SAFETY: as in `read`.
-            unsafe {
-                (self.write)(file.0 as *mut c_void, at as *mut c_void, len, file_off as i64, offset as i64)
-            }
+            Direction::Read => unsafe { (self.read)(file, at, len, file_off as i64, offset as i64) },
+            // SAFETY: likewise.
+            Direction::Write => unsafe { (self.write)(file, at, len, file_off as i64, offset as i64) },
         })
     }
 

@@ -23,6 +23,7 @@ use super::executable::Executable;
 use super::hip::Hip;
 use crate::backing::RESERVED_PREFIX;
 use crate::direct::abi::{Path, Why};
+use crate::direct::engine::Direction;
 
 /// What a probe may take. cuFile's driver opens in well under a second where it opens at all.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
@@ -289,9 +290,9 @@ impl Trial {
         // SAFETY: the memory stays until the stream was waited for.
         unsafe { device.to_device(self.sample, sent.as_ptr(), SAMPLE, stream) }.map_err(on_gpu)?;
         device.sync(stream).map_err(on_gpu)?;
-        moved("a write", self.cufile.write(file, self.sample, 0, SAMPLE, 0))?;
+        moved("a write", self.cufile.transfer(Direction::Write, file, self.sample, 0, SAMPLE, 0))?;
         device.clear(self.sample, SAMPLE as u64).map_err(on_gpu)?;
-        moved("a read", self.cufile.read(file, self.sample, 0, SAMPLE, 0))?;
+        moved("a read", self.cufile.transfer(Direction::Read, file, self.sample, 0, SAMPLE, 0))?;
         // SAFETY: the memory stays until the stream was waited for.
         unsafe { device.to_host(back.as_mut_ptr(), self.sample, SAMPLE, stream) }.map_err(on_gpu)?;
         device.sync(stream).map_err(on_gpu)?;

@@ -11,12 +11,10 @@ before it goes back to the pool that the next read takes it from.
 
 import asyncio
 import hashlib
-import json
 import os
 import sys
 import threading
 import time
-import traceback
 
 import numpy as np
 import setproctitle
@@ -28,6 +26,10 @@ from lmcache.v1.metadata import LMCacheMetadata
 from lmcache.v1.pin_monitor import PinMonitor
 from lmcache.v1.storage_backend.local_cpu_backend import LocalCPUBackend
 from lmcache.v1.storage_backend.local_disk_backend import LocalDiskBackend
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from commands import answers, obey  # noqa: E402
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 POISON = 0xA5
@@ -163,21 +165,12 @@ class Worker:
 
 
 def main():
-    # LMCache logs to standard output: the answers get a channel of their own.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    channel = answers()
     torch.set_num_threads(1)
     if sys.argv[4]:
         setproctitle.setproctitle(sys.argv[4])  # as vLLM does, which wipes the environment
     worker = Worker(*map(int, sys.argv[1:4]))
-    print(json.dumps({"ready": os.getpid()}), file=answers)
-    for line in sys.stdin:
-        command = json.loads(line)
-        try:
-            answer = getattr(worker, command.pop("do"))(**command)
-        except Exception:
-            answer = {"error": traceback.format_exc()}
-        print(json.dumps(answer), file=answers)
+    obey(worker, channel)
 
 
 if __name__ == "__main__":

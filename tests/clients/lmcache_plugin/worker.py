@@ -10,11 +10,9 @@ the pool that the next read takes it from.
 
 import asyncio
 import hashlib
-import json
 import os
 import sys
 import time
-import traceback
 
 import numpy as np
 import torch
@@ -26,6 +24,10 @@ from lmcache.v1.memory_management import MemoryFormat
 from lmcache.v1.metadata import LMCacheMetadata
 from lmcache.v1.pin_monitor import PinMonitor
 from lmcache.v1.storage_backend.storage_manager import StorageManager
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from commands import answers, obey  # noqa: E402
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 NAME = "kvfs"
@@ -186,19 +188,10 @@ class Worker:
 
 
 def main():
-    # LMCache logs to standard output: the answers get a channel of their own.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    channel = answers()
     torch.set_num_threads(1)
     worker = Worker(*map(int, sys.argv[1:4]))
-    print(json.dumps({"ready": os.getpid()}), file=answers)
-    for line in sys.stdin:
-        command = json.loads(line)
-        try:
-            answer = getattr(worker, command.pop("do"))(**command)
-        except Exception:
-            answer = {"error": traceback.format_exc()}
-        print(json.dumps(answer), file=answers)
+    obey(worker, channel)
 
 
 if __name__ == "__main__":

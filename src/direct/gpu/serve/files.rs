@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::direct::gpu::cufile::{Cufile, FileHandle, OpenError};
 
@@ -17,6 +17,9 @@ pub(super) struct File {
     buffered: OwnedFd,
     /// Whether its backing is one that cuFile can read.
     cufile: bool,
+    /// Held shared by a direct write, alone by one through the page cache: a direct write can't throw out a
+    /// page that another makes dirty meanwhile (see `direct::host::lanes`).
+    writes: RwLock<()>,
     /// None if cuFile refused it.
     registered: OnceLock<Option<(&'static Cufile, FileHandle)>>,
 }
@@ -30,6 +33,17 @@ impl File {
     /// The one through the page cache.
     pub(super) fn buffered(&self) -> BorrowedFd<'_> {
         self.buffered.as_fd()
+    }
+
+    /// Runs a write when none of the other kind is under way.
+    pub(super) fn writing<T>(&self, aligned: bool, write: impl FnOnce() -> T) -> T {
+        if aligned && self.direct.is_some() {
+            let _shared = self.writes.read();
+            write()
+        } else {
+            let _alone = self.writes.write();
+            write()
+        }
     }
 
     /// Its handle with cuFile; none if it has to go without, for good: a file that was removed, renamed over
@@ -73,7 +87,7 @@ impl Files {
         let direct = if direct { fds.next() } else { None };
         // Ops on a file that came without are answered with an error.
         let Some(buffered) = fds.next() else { return };
-        let file = File { direct, buffered, cufile, registered: OnceLock::new() };
+        let file = File { direct, buffered, cufile, writes: RwLock::default(), registered: OnceLock::new() };
         let before = self.0.lock().insert(serial, Arc::new(file));
         drop(before);
     }

@@ -96,7 +96,11 @@ impl Submitter {
         let mut lane = None;
         loop {
             let part = worker.queue.next();
-            let (result, path) = self.transfer(&mut lane, &*worker.device, &part);
+            let mut move_it = || self.transfer(&mut lane, &*worker.device, &part);
+            let (result, path) = match part.direction {
+                Direction::Read => move_it(),
+                Direction::Write => part.file.writing(part.aligned, move_it),
+            };
             match result {
                 Ok(moved) => part.end(Ok(moved), path),
                 Err(Failure::Code(code)) => part.end(Err(code), path),
@@ -171,18 +175,15 @@ impl Submitter {
     fn staged(&self, lane: &Lane<'_>, ring: &Ring, file: FileHandle, part: &Part) -> Result<usize, Failure> {
         let offset = (self.number * self.worker.setup.slot_bytes) as u64;
         let slot: Address = ring.base + offset;
-        let cufile = &ring.cufile;
+        let by_cufile = || {
+            all(part.len, |done| {
+                let (len, file_off) = (part.len - done, part.file_off + done as u64);
+                ring.cufile.transfer(part.direction, file, ring.base, offset + done as u64, len, file_off)
+            })
+        };
         match part.direction {
             Direction::Read => {
-                let moved = all(part.len, |done| {
-                    cufile.read(
-                        file,
-                        ring.base,
-                        offset + done as u64,
-                        part.len - done,
-                        part.file_off + done as u64,
-                    )
-                })?;
+                let moved = by_cufile()?;
                 if moved > 0 {
                     lane.device.within(part.at, slot, moved, lane.stream)?;
                     lane.device.sync(lane.stream)?;
@@ -192,15 +193,7 @@ impl Submitter {
             Direction::Write => {
                 lane.device.within(slot, part.at, part.len, lane.stream)?;
                 lane.device.sync(lane.stream)?;
-                Ok(all(part.len, |done| {
-                    cufile.write(
-                        file,
-                        ring.base,
-                        offset + done as u64,
-                        part.len - done,
-                        part.file_off + done as u64,
-                    )
-                })?)
+                Ok(by_cufile()?)
             }
         }
     }
@@ -288,10 +281,7 @@ fn direct(cufile: &Cufile, file: FileHandle, part: &Part) -> Result<usize, i32> 
     let (base, offset) = (part.buffer.at, part.at - part.buffer.at);
     all(part.len, |done| {
         let (offset, len, file_off) = (offset + done as u64, part.len - done, part.file_off + done as u64);
-        match part.direction {
-            Direction::Read => cufile.read(file, base, offset, len, file_off),
-            Direction::Write => cufile.write(file, base, offset, len, file_off),
-        }
+        cufile.transfer(part.direction, file, base, offset, len, file_off)
     })
 }
 
