@@ -45,15 +45,40 @@ pub(crate) struct Buffer {
     pub(crate) length: u64,
     pub(crate) memory: Memory,
     state: Mutex<State>,
-    table: Arc<Shared>,
+    /// Behind the memory: dropped after it.
+    _room: Room,
+    gone: Gone,
 }
 
 #[derive(Default)]
 struct State {
     uses: usize,
     closing: bool,
-    /// Told when the last use has ended.
-    when_idle: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+/// A buffer's part of its user's quota.
+struct Room {
+    table: Arc<Shared>,
+    uid: u32,
+    length: u64,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.table.give_back(self.uid, self.length);
+    }
+}
+
+/// Told when the buffer, its memory and its part of the quota are gone.
+#[derive(Default)]
+struct Gone(Mutex<Vec<Box<dyn FnOnce() + Send>>>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        for tell in std::mem::take(self.0.get_mut()) {
+            tell();
+        }
+    }
 }
 
 /// A buffer in use by an op.
@@ -68,16 +93,7 @@ impl Use {
 
 impl Drop for Use {
     fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.uses -= 1;
-        if state.uses > 0 {
-            return;
-        }
-        let told = std::mem::take(&mut state.when_idle);
-        drop(state);
-        for tell in told {
-            tell();
-        }
+        self.0.state.lock().uses -= 1;
     }
 }
 
@@ -101,12 +117,6 @@ impl Buffer {
         }
         state.uses += 1;
         Ok(Use(self.clone()))
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        self.table.give_back(self.owner.uid, self.length);
     }
 }
 
@@ -192,8 +202,9 @@ impl Buffers {
         };
         let (owner, length) = (room.owner.clone(), room.length);
         let table = room.shared.take().unwrap_or_else(|| self.shared.clone());
-        let state = Mutex::default();
-        let buffer = Arc::new(Buffer { id, owner, file, flags, length, memory, state, table });
+        let room = Room { table, uid: owner.uid, length };
+        let (state, gone) = (Mutex::default(), Gone::default());
+        let buffer = Arc::new(Buffer { id, owner, file, flags, length, memory, state, _room: room, gone });
         tables.by_id.insert(id, buffer.clone());
         if let Some(file) = file {
             tables.by_file.entry(file).or_default().push(id);
@@ -207,11 +218,11 @@ impl Buffers {
     }
 
     /// Drops a buffer: it takes no more ops, and its memory goes when the last has ended. `then` is told
-    /// when it has; or at once, and nothing happens: `NOENT` if it's going already, `BUSY` if ops are under way
-    /// and `wait` is off.
+    /// when all of it is gone; or at once, and nothing happens: `NOENT` if it's going already, `BUSY` if ops are
+    /// under way and `wait` is off.
     pub(crate) fn remove(
         &self,
-        buffer: &Arc<Buffer>,
+        buffer: Arc<Buffer>,
         wait: bool,
         then: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
@@ -222,27 +233,19 @@ impl Buffers {
             return then(Err(errno));
         }
         state.closing = true;
-        let idle = state.uses == 0;
-        let then = if idle {
-            Some(then)
-        } else {
-            state.when_idle.push(Box::new(|| then(Ok(()))));
-            None
-        };
         drop(state);
-        self.tables.lock().remove(buffer);
-        if let Some(then) = then {
-            then(Ok(()));
-        }
+        buffer.gone.0.lock().push(Box::new(|| then(Ok(()))));
+        self.tables.lock().remove(&buffer);
     }
 
     /// Drops all for which `which` holds, without waiting.
     pub(crate) fn remove_all(&self, which: impl Fn(&Buffer) -> bool) -> usize {
         let gone: Vec<_> = self.tables.lock().by_id.values().filter(|b| which(b)).cloned().collect();
-        for buffer in &gone {
+        let count = gone.len();
+        for buffer in gone {
             self.remove(buffer, true, |_| {});
         }
-        gone.len()
+        count
     }
 
     /// An open file was closed: those that go with it are dropped, without waiting.
@@ -253,7 +256,7 @@ impl Buffers {
             ids.iter().filter_map(|id| tables.by_id.get(id)).cloned().collect()
         };
         for buffer in gone {
-            self.remove(&buffer, true, |_| {});
+            self.remove(buffer, true, |_| {});
         }
     }
 

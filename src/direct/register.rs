@@ -123,7 +123,7 @@ impl Direct {
             }),
         );
         let ticket = call.ticket(0);
-        self.buffers.remove(&buffer, wait, move |removed| {
+        self.buffers.remove(buffer, wait, move |removed| {
             let result = removed.map_or_else(|errno| -i64::from(errno.raw_os_error()), |()| 0);
             ticket.end(result, Path::None);
         });

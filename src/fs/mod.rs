@@ -77,8 +77,18 @@ pub const TTL: Duration = Duration::from_secs(24 * 3600);
 /// Placement decisions kept for `kvfs locate`.
 const REMEMBERED_DECISIONS: usize = 16384;
 
-/// Told the node, and the range whose pages may be cached.
-type DataChanged = Box<dyn Fn(NodeId, Option<(u64, u64)>, Option<(u64, u8)>) + Send + Sync>;
+/// What the kernel has to hear of a file that has changed without its doing; its attributes have in any case.
+#[derive(Clone, Copy, Debug)]
+pub struct Changed {
+    /// The file.
+    pub node: NodeId,
+    /// The range, offset and length in bytes, if the kernel may have pages of it.
+    pub pages: Option<(u64, u64)>,
+    /// The last byte, with its offset, if the file may be longer than the kernel believes.
+    pub end: Option<(u64, u8)>,
+}
+
+type DataChanged = Box<dyn Fn(Changed) + Send + Sync>;
 
 /// A name and the attributes of what it stands for.
 pub type Entry = Attr;
@@ -154,13 +164,8 @@ impl Fs {
         let _ = self.invalidate.set(Box::new(invalidate));
     }
 
-    /// Who tells the kernel that a file has changed without its doing: its attributes, and the pages of a
-    /// range (offset and length in bytes) if it may have any, and the last byte with its offset if the file may
-    /// be longer than the kernel believes.
-    pub fn set_data_changed(
-        &self,
-        changed: impl Fn(NodeId, Option<(u64, u64)>, Option<(u64, u8)>) + Send + Sync + 'static,
-    ) {
+    /// Who tells the kernel that a file has changed without its doing.
+    pub fn set_data_changed(&self, changed: impl Fn(Changed) + Send + Sync + 'static) {
         let _ = self.data_changed.set(Box::new(changed));
     }
 

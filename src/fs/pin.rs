@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags, Statx};
 use rustix::io::Errno;
 
 use super::open::OpenNode;
-use super::{Error, Fs, NodeId, Result, proc_path};
+use super::{Changed, Error, Fs, NodeId, Result, proc_path};
 use crate::index::Slot;
 
 pub(crate) use super::gate::Passage;
@@ -120,7 +120,7 @@ impl Pinned {
             // Of what the kernel passes through it keeps no pages, and asks for the size.
             let is_kept = !self.open().is_passthrough();
             let end = if is_kept { self.end(offset.saturating_add(len)) } else { None };
-            changed(self.node(), is_kept.then_some((offset, len)), end);
+            changed(Changed { node: self.node(), pages: is_kept.then_some((offset, len)), end });
         }
     }
 

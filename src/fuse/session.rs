@@ -14,7 +14,7 @@ use super::mount::{MountError, Mounted, mount};
 use crate::backing::{Backing, Passthrough};
 use crate::config::{MountConfig, PassthroughMode};
 use crate::direct::Direct;
-use crate::fs::Fs;
+use crate::fs::{Changed, Fs};
 use crate::io::BackingRegistry;
 
 /// Why a session can't start.
@@ -93,13 +93,10 @@ impl Session {
         }
     }
 
-    /// What tells the kernel that a file has changed without its doing: attributes, pages if a range is given,
-    /// and where the file ends now if its last byte is.
-    pub fn data_changed(
-        &self,
-    ) -> impl Fn(crate::index::NodeId, Option<(u64, u64)>, Option<(u64, u8)>) + Send + Sync + 'static {
+    /// What tells the kernel that a file has changed without its doing.
+    pub fn data_changed(&self) -> impl Fn(Changed) + Send + Sync + 'static {
         let notifier = self.session.notifier();
-        move |node, pages, end| {
+        move |Changed { node, pages, end }| {
             let ino = super::convert::ino(node);
             // An error means that the kernel doesn't have the inode, or that the session has ended.
             if let Some((at, byte)) = end {

@@ -118,8 +118,8 @@ fn the_command_word_is_looked_at_whole() {
 }
 
 /// Sets each byte that has to be zero, one after the other.
-fn spoil(on: &OwnedFd, nr: u8, good: &[u8], zero: &[std::ops::Range<usize>]) {
-    for at in zero.iter().cloned().flatten() {
+fn spoil(on: &OwnedFd, nr: u8, good: &[u8], zero: impl IntoIterator<Item = usize>) {
+    for at in zero {
         for bit in [0, 7] {
             let mut bad = good.to_vec();
             bad[at] ^= 1 << bit;
@@ -135,18 +135,23 @@ fn what_is_reserved_is_zero() {
     let buf = Buf::new(&f.file, 4096);
     let all = good(&f, &buf);
     let arg = |nr: u8| all.iter().find(|(n, _)| *n == nr).unwrap().1.clone();
-    spoil(&f.file, nr::QUERY, &arg(nr::QUERY), &[4..8, 96..128]);
+    spoil(&f.file, nr::QUERY, &arg(nr::QUERY), (4..8).chain(96..128));
     let reg = offset_of!(RegBuf, parent_id)..offset_of!(RegBuf, buf_id);
     let handle = offset_of!(RegBuf, gpu_uuid)..offset_of!(RegBuf, parent_id);
     let alloc = offset_of!(RegBuf, alloc_size)..offset_of!(RegBuf, fd);
     let token = offset_of!(RegBuf, fd_token)..offset_of!(RegBuf, gpu_uuid);
-    spoil(&f.file, nr::REGISTER, &arg(nr::REGISTER), &[reg, handle, alloc, token, 160..192, 5..8]);
-    spoil(&f.file, nr::UNREGISTER, &arg(nr::UNREGISTER), &[9..32]);
-    spoil(&f.file, nr::READ, &arg(nr::READ), &[1..8]);
-    spoil(&f.file, nr::WRITE, &arg(nr::WRITE), &[1..8]);
-    spoil(&f.file, nr::SUBMIT, &arg(nr::SUBMIT), &[0..8, 16..32]);
-    spoil(&f.file, nr::LOCATE, &arg(nr::LOCATE), &[0..4, 44..80]);
-    spoil(&f.dir, nr::LOOKUP_PREFIX, &arg(nr::LOOKUP_PREFIX), &[0..4, 5..12, 20..40]);
+    spoil(
+        &f.file,
+        nr::REGISTER,
+        &arg(nr::REGISTER),
+        reg.chain(handle).chain(alloc).chain(token).chain(160..192).chain(5..8),
+    );
+    spoil(&f.file, nr::UNREGISTER, &arg(nr::UNREGISTER), 9..32);
+    spoil(&f.file, nr::READ, &arg(nr::READ), 1..8);
+    spoil(&f.file, nr::WRITE, &arg(nr::WRITE), 1..8);
+    spoil(&f.file, nr::SUBMIT, &arg(nr::SUBMIT), (0..8).chain(16..32));
+    spoil(&f.file, nr::LOCATE, &arg(nr::LOCATE), (0..4).chain(44..80));
+    spoil(&f.dir, nr::LOOKUP_PREFIX, &arg(nr::LOOKUP_PREFIX), (0..4).chain(5..12).chain(20..40));
     // An opcode that isn't the call's.
     for (nr, opcode) in [(nr::READ, 2), (nr::WRITE, 1), (nr::READ, 0), (nr::READ, 3)] {
         let op = Op { opcode, ..raw::read_op(buf.id, 0, 0, 1) };

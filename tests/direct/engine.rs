@@ -145,7 +145,7 @@ on! {
     ext4_off |lab| lab.volume(FsKind::Ext4, 256), Off;
     tmpfs_auto |lab| lab.volume(FsKind::Tmpfs, 256), Auto;
     tmpfs_off |lab| lab.volume(FsKind::Tmpfs, 256), Off;
-    ramfs |lab| refusing(lab), Off;
+    ramfs refusing, Off;
     sectors_of_4096 |lab| lab.volume_with(FsKind::Xfs, 512, &["-s", "size=4096"]), Auto;
 }
 

@@ -1,13 +1,14 @@
 //! Calls made up at random from several processes: the daemon answers each and stays what it was, and what
 //! belongs to others is not touched. `KVFS_FUZZ_SECONDS` lets it run for longer, `KVFS_FUZZ_SEED` repeats it.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use kvfs::direct::abi::{self, Batch, Locate, Op, Prefix, Query, RegBuf, UnregBuf, nr};
 use libc::*;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::process::{Process, drained, until};
 use super::raw::{self, BLANK, Buf, ioctl};
@@ -61,6 +62,7 @@ struct World {
     dir: OwnedFd,
     memfd: OwnedFd,
     interesting: Vec<u64>,
+    registered: RefCell<Vec<u64>>,
 }
 
 const LEN: usize = 1 << 20;
@@ -76,7 +78,7 @@ impl World {
         interesting.extend(canaries);
         interesting.extend([0, 1, 2, 3, 4, 7, 8, 64, 127, 128, 511, 4095, 4096, 8191, LEN as u64]);
         interesting.extend([u32::MAX.into(), 1 << 31, 1 << 32, i64::MAX as u64, u64::MAX, u64::MAX - 4095]);
-        World { writable, readable, dir, memfd, interesting }
+        World { writable, readable, dir, memfd, interesting, registered: RefCell::default() }
     }
 
     fn op(&self, dice: &mut Dice) -> Op {
@@ -169,7 +171,22 @@ impl World {
         if dice.below(40) == 0 {
             cmd ^= 1 << (30 + dice.below(2));
         }
-        ioctl(on, cmd, &arg).map(drop).map_err(|e| e as i32)
+        let out = ioctl(on, cmd, &arg).map_err(|e| e as i32)?;
+        if nr == nr::REGISTER
+            && let Ok((reg, _)) = RegBuf::read_from_prefix(&out)
+        {
+            self.registered.borrow_mut().push(reg.buf_id);
+        }
+        Ok(())
+    }
+
+    /// What goes with a directory would stay until the quota is used up.
+    fn end(self) {
+        for id in self.registered.take() {
+            let _ = raw::unregister(&self.dir, id, 0);
+        }
+        // What it may have made of it.
+        sys::ftruncate(&self.writable, 0).unwrap();
     }
 }
 
@@ -188,8 +205,7 @@ fn work(mount: &Mount, seed: u64, canaries: &[u64]) -> BTreeMap<i32, u64> {
                             let errno = world.call(&mut dice).err().unwrap_or(0);
                             *seen.entry(errno).or_default() += 1;
                         }
-                        // What it may have made of it.
-                        sys::ftruncate(&world.writable, 0).unwrap();
+                        world.end();
                     }
                     seen
                 })

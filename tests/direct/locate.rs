@@ -41,13 +41,13 @@ fn the_very_file() {
         [lab.volume(FsKind::Xfs, 512), lab.volume(FsKind::Ext4, 256), lab.volume(FsKind::Tmpfs, 64)];
     let backings = volumes.map(|v| v.join("kv"));
     let mount = lab.mount(&backings).arg("--allow-locate").start();
-    for rank in 0..3 {
+    for (rank, backing) in backings.iter().enumerate() {
         let name = ranked(rank, rank);
         std::fs::write(mount.path(&name), pattern(rank as u64, 5000)).unwrap();
         let fd = open(&mount, &name);
         assert_ne!(query(&fd).unwrap().features & feature::LOCATE, 0);
         let found = locate(&fd).unwrap();
-        assert_eq!(path(&found), backings[rank].join(&name));
+        assert_eq!(path(&found), backing.join(&name));
         let real = sys::open(path(&found), O_RDONLY, 0).unwrap();
         let st = sys::fstat(&real).unwrap();
         assert_eq!((found.dev_major, found.dev_minor), (major(st.st_dev), minor(st.st_dev)));
@@ -57,7 +57,7 @@ fn the_very_file() {
         assert_eq!(sys::pread(&real, 9000, 0).unwrap(), pattern(rank as u64, 5000));
         // The name that it has now.
         sys::rename(mount.path(&name), mount.path("moved")).unwrap();
-        assert_eq!(path(&locate(&fd).unwrap()), backings[rank].join("moved"));
+        assert_eq!(path(&locate(&fd).unwrap()), backing.join("moved"));
         sys::unlink(mount.path("moved")).unwrap();
         assert_eq!(errno(locate(&fd)), Some(Errno::ENOENT), "a file without a name");
     }

@@ -79,6 +79,38 @@ fn neighbours(mode: Passthrough) {
     }
 }
 
+/// Aligned records with unaligned ones between them: of the file some go past the page cache and some through
+/// it, in folios that a read has made large.
+fn neighbours_of_both_kinds(mode: Passthrough) {
+    for kind in [FsKind::Xfs, FsKind::Ext4] {
+        let lab = Lab::new();
+        let mount = lab.mount(&[lab.volume(kind, 512).join("kv")]).passthrough(mode).start();
+        let fd = sys::create(mount.path("f")).unwrap();
+        let below = mount.backings()[0].join("f");
+        let (records, whole, part) = (60, 65_536, 1000);
+        let mut model = pattern(0, records * (whole + 4096));
+        assert_eq!(sys::pwrite(&fd, &model, 0), Ok(model.len()));
+        let buf = &mut Buf::new(&fd, model.len());
+        for round in 1..16u64 {
+            super::engine::cool(&below);
+            assert!(std::fs::read(&below).unwrap() == model);
+            let data = pattern(round, model.len());
+            buf.map.put(0, &data);
+            let places = (0..records).flat_map(|i| {
+                let start = i * (whole + 4096);
+                [(start, whole), (start + whole + 100, part)]
+            });
+            let places: Vec<_> = places.collect();
+            let ops: Vec<_> = places.iter().map(|&(at, len)| write_op(buf.id, at, at as u64, len)).collect();
+            assert_eq!(submit(&fd, &ops).unwrap().0.completed as usize, ops.len());
+            places.iter().for_each(|&(at, len)| model[at..at + len].copy_from_slice(&data[at..at + len]));
+            assert_eq!(differ(&std::fs::read(&below).unwrap(), &model), None, "{kind:?} {round}: read(2)");
+            super::engine::cool(&below);
+            assert_eq!(differ(&std::fs::read(&below).unwrap(), &model), None, "{kind:?} {round}: the device");
+        }
+    }
+}
+
 fn a_wrong_op_is_its_own_affair(mode: Passthrough) {
     let lab = Lab::new();
     let mount = mixed(&lab, mode);
@@ -149,6 +181,7 @@ fn a_full_backing_fails_its_own_ops(mode: Passthrough) {
 super::both!(
     a_full_batch_over_three_backings,
     neighbours,
+    neighbours_of_both_kinds,
     a_wrong_op_is_its_own_affair,
     a_full_backing_fails_its_own_ops
 );

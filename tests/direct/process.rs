@@ -39,10 +39,6 @@ impl Process {
         }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.pid.unwrap().as_raw() as u32
-    }
-
     /// The next line that it says; empty when it has ended.
     pub(crate) fn hear(&mut self) -> String {
         let mut line = String::new();

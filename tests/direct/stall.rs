@@ -38,7 +38,14 @@ fn pair(kind: FsKind, args: &[&str]) -> Pair {
 
 impl Pair {
     fn under_way(&self, calls: u64) {
-        until(&self.mount, "calls under way", |s| direct(s, "in_flight") == calls);
+        until(&self.mount, "calls under way", |s| direct(s, "in_flight") == calls && self.is_stuck());
+    }
+
+    /// Whether a worker of io_uring waits for the backing.
+    fn is_stuck(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.mount.pid())).unwrap();
+        let stats = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).ok());
+        stats.into_iter().any(|stat| stat.contains("(iou-wrk-") && stat.contains(") D "))
     }
 
     /// The other backing is served.

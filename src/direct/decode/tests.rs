@@ -40,7 +40,7 @@ fn well_formed(command: &Command<'_>, len: usize) {
                 let _ = direction(op);
             }
         }
-        Command::Locate(_) => {}
+        Command::Locate => {}
         Command::LookupPrefix(prefix, names) => {
             assert_eq!(prefix.nr_names as usize, names.len());
             assert!(names.iter().all(|name| !name.is_empty() && !name.contains(&0)));
