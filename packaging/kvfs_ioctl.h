@@ -120,6 +120,11 @@ enum {
  * A buffer belongs to the process that registered it: another, its children too, gets EPERM. It goes with
  * UNREGISTER, with that process, or with the last close of the file it was registered on; not with a
  * directory, which a mount never sees closed. Ops that are under way keep its memory.
+ *
+ * Errors: EDQUOT the user has as many buffers, or as large, as one may; EBADF not a memfd; EPERM not sealed
+ * against shrinking, or the daemon may not take the descriptor (send it through the socket); ERANGE beyond the
+ * end; ENODATA pages that aren't there yet; EACCES the descriptor doesn't allow the access; EBUSY descriptors
+ * that were refused before can't be closed; EOPNOTSUPP not with this mount; EIO with a CUDA code in reason.
  */
 struct kvfs_reg_buf {
 	kvfs_u32 kind;       /* KVFS_BUF_* */

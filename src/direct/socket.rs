@@ -33,9 +33,10 @@ use super::owner::{Owner, Owners};
 use crate::backing::mountinfo;
 use crate::fs::Fs;
 
-/// Descriptors that wait for their registration: of one process, and of all.
+/// Descriptors that wait for their registration: of one process, of one user, and of all.
 const WAITING_OF_ONE: usize = 64;
-const WAITING: usize = 1024;
+const WAITING_OF_USER: usize = 256;
+const WAITING: usize = 4096;
 /// How long one waits.
 const GOOD_FOR: Duration = Duration::from_secs(60);
 /// Connections at once, and how long one may say nothing.
@@ -48,10 +49,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Where the child finds the socket.
 const CHILDS_FD: RawFd = 3;
 
-/// Descriptors that were sent.
+/// A descriptor that was sent.
+struct Waiting {
+    tgid: u32,
+    uid: u32,
+    fd: Handed,
+    until: Instant,
+}
+
+/// Descriptors that were sent, by their tokens.
 #[derive(Default)]
 pub(super) struct Sent {
-    waiting: Mutex<HashMap<u64, (u32, Handed, Instant)>>,
+    waiting: Mutex<HashMap<u64, Waiting>>,
     bound: AtomicBool,
 }
 
@@ -65,28 +74,29 @@ impl Sent {
     pub(super) fn take(&self, owner: &Owner, token: u64) -> Result<Handed, Errno> {
         let mut waiting = self.waiting.lock();
         match waiting.get(&token) {
-            Some((tgid, _, until)) if *tgid == owner.tgid && *until > Instant::now() => {}
+            Some(w) if w.tgid == owner.tgid && w.until > Instant::now() => {}
             _ => return Err(Errno::NOENT),
         }
-        waiting.remove(&token).map(|(_, fd, _)| fd).ok_or(Errno::NOENT)
+        waiting.remove(&token).map(|w| w.fd).ok_or(Errno::NOENT)
     }
 
     /// The process has ended.
     pub(super) fn ended(&self, tgid: u32) {
-        self.waiting.lock().retain(|_, (of, ..)| *of != tgid);
+        self.waiting.lock().retain(|_, w| w.tgid != tgid);
     }
 
     fn enter(&self, owner: &Owner, fd: Handed) -> Result<u64, Errno> {
-        let tgid = owner.tgid;
+        let Owner { tgid, uid, .. } = *owner;
         let now = Instant::now();
         let mut waiting = self.waiting.lock();
-        waiting.retain(|_, (.., until)| *until > now);
-        let of_one = waiting.values().filter(|(of, ..)| *of == tgid).count();
-        if of_one >= WAITING_OF_ONE || waiting.len() >= WAITING {
+        waiting.retain(|_, w| w.until > now);
+        let of_one = waiting.values().filter(|w| w.tgid == tgid).count();
+        let of_user = waiting.values().filter(|w| w.uid == uid).count();
+        if of_one >= WAITING_OF_ONE || of_user >= WAITING_OF_USER || waiting.len() >= WAITING {
             return Err(Errno::DQUOT);
         }
         let token = random().map_err(|_| Errno::IO)?;
-        waiting.insert(token, (tgid, fd, now + GOOD_FOR));
+        waiting.insert(token, Waiting { tgid, uid, fd, until: now + GOOD_FOR });
         Ok(token)
     }
 }
