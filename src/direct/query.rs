@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use super::abi::{self, Path, Query, Why, feature};
 use super::engine::Engine;
 use super::{Asked, Direct, Target};
-use crate::fs::Pinned;
+use crate::index::Slot;
 
 /// What one call may move, all its ops together: at a drive's 7 GB/s a client can't be killed for 0.15 s.
 pub(super) const MAX_IO: u64 = 1 << 30;
@@ -46,27 +46,34 @@ impl Direct {
                 (answer.path_gpu, answer.gpu_reason) = (path as u32, why.code());
             }
             Target::File(fh) => {
-                let file = self.fs.pin(fh).map_err(|e| e.errno())?;
-                self.query_file(&mut answer, &file);
+                self.query_file(&mut answer, self.fs.slot_of(fh).map_err(|e| e.errno())?);
                 if tgid != 0 {
-                    let owner = self.owners.enter(tgid, asked.caller.uid)?;
-                    answer.file_token = self.tokens.of(&owner, fh).map_err(|_| Errno::IO)?;
+                    answer.file_token = self.token(tgid, asked.caller.uid, fh)?;
                 }
             }
         }
         Ok(answer)
     }
 
-    fn query_file(&self, answer: &mut Query, file: &Pinned) {
-        let backing = &self.fs.backings()[file.slot().index()];
-        answer.backing_id = u32::from(file.slot().0);
+    fn token(&self, tgid: u32, uid: u32, fh: u64) -> Result<u64, Errno> {
+        // Without a look at the process: at worst it's that of one which has just ended, and good for nothing.
+        if let Some(token) = self.tokens.known(tgid, fh) {
+            return Ok(token);
+        }
+        let owner = self.owners.enter(tgid, uid)?;
+        self.tokens.of(&owner, fh).map_err(|_| Errno::IO)
+    }
+
+    fn query_file(&self, answer: &mut Query, slot: Slot) {
+        let backing = &self.fs.backings()[slot.index()];
+        answer.backing_id = u32::from(slot.0);
         (answer.dio_off_align, answer.dio_mem_align) = (backing.dio_align, backing.dio_align);
         if backing.dio_align == 0 && answer.path_host == Path::UringHost as u32 {
             answer.host_reason = Why::NoDirectIo.code();
         }
-        let (path, why) = self.gpus.path(file.slot());
+        let (path, why) = self.gpus.path(slot);
         (answer.path_gpu, answer.gpu_reason) = (path as u32, why.code());
-        answer.numa_node = self.numa_nodes[file.slot().index()];
+        answer.numa_node = self.numa_nodes[slot.index()];
     }
 
     fn features(&self) -> u64 {

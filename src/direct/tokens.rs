@@ -23,6 +23,12 @@ struct Tables {
 pub(super) struct Tokens(Mutex<Tables>);
 
 impl Tokens {
+    /// The token that a process has for an open file already.
+    pub(super) fn known(&self, tgid: u32, fh: u64) -> Option<u64> {
+        let tables = self.0.lock();
+        tables.by_file.get(&fh)?.iter().find(|(of, _)| *of == tgid).map(|(_, token)| *token)
+    }
+
     /// The owner's token for an open file.
     pub(super) fn of(&self, owner: &Arc<Owner>, fh: u64) -> io::Result<u64> {
         let mut tables = self.0.lock();

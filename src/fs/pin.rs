@@ -32,6 +32,11 @@ impl Fs {
 }
 
 impl Fs {
+    /// The backing of an open file.
+    pub(crate) fn slot_of(&self, fh: u64) -> Result<Slot> {
+        Ok(self.open.handle(fh)?.node.slot)
+    }
+
     /// The file's [`Pinned::serial`], if this handle is the only thing that keeps it open.
     pub(crate) fn last_open(&self, fh: u64) -> Option<u64> {
         let handle = self.open.handle(fh).ok()?;
