@@ -20,6 +20,7 @@ use fuser::{
 };
 
 use super::convert::{caller, errno, file_attr, file_type, generation, ino, node, set_time};
+use super::reply::{ABSENT, attr, empty, io_errno, ioctl, xattr};
 use crate::direct::{Direct, Reply, Target};
 use crate::fs::{self, Attr, Data, Fs, Op, RenameMode, SetAttr, TTL, Whence};
 
@@ -83,48 +84,6 @@ impl Adapter {
             }
             Err(e) => reply.error(e),
         }
-    }
-}
-
-/// What a cached miss looks like: node 0.
-const ABSENT: fuser::FileAttr = fuser::FileAttr {
-    ino: INodeNo(0),
-    size: 0,
-    blocks: 0,
-    atime: SystemTime::UNIX_EPOCH,
-    mtime: SystemTime::UNIX_EPOCH,
-    ctime: SystemTime::UNIX_EPOCH,
-    crtime: SystemTime::UNIX_EPOCH,
-    kind: fuser::FileType::RegularFile,
-    perm: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    blksize: 0,
-    flags: 0,
-};
-
-fn empty(reply: ReplyEmpty, result: Result<(), Errno>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(e),
-    }
-}
-
-fn attr(reply: ReplyAttr, result: Result<Attr, Errno>) {
-    match result {
-        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
-        Err(e) => reply.error(e),
-    }
-}
-
-fn xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
-    match result {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(e) => reply.error(e),
     }
 }
 
@@ -486,12 +445,7 @@ impl Filesystem for Adapter {
         // A directory is opened without us, so its handle says nothing.
         let is_dir = flags.contains(IoctlFlags::FUSE_IOCTL_DIR);
         let target = if is_dir { Target::Dir(node(ino)) } else { Target::File(fh.0) };
-        let answer = Box::new(move |Reply { errno, data }: Reply| match (errno, data.is_empty()) {
-            (0, _) => reply.ioctl(0, &data),
-            (errno, true) => reply.error(Errno::from_i32(errno)),
-            // An error, and data all the same.
-            (errno, false) => reply.ioctl(-errno, &data),
-        });
+        let answer = Box::new(move |answer: Reply| ioctl(reply, &answer));
         let _ = self
             .run_infallible(Op::Ioctl, |_| self.direct.ioctl(caller(req), target, cmd, data, out, answer));
     }
@@ -555,12 +509,4 @@ impl Filesystem for Adapter {
             Err(e) => reply.error(e),
         }
     }
-}
-
-fn io_errno(op: Op, e: &io::Error) -> Errno {
-    let errno = Errno::from_i32(e.raw_os_error().unwrap_or(libc::EIO));
-    if errno.code() == libc::EIO {
-        tracing::warn!("{}: {e}", op.name());
-    }
-    errno
 }

@@ -6,6 +6,7 @@
 mod adapter;
 mod convert;
 mod mount;
+mod reply;
 mod session;
 
 pub use mount::{FS_TYPE, MountError, Mounted, UnmountError, check_mount_point, unmount};
