@@ -79,6 +79,10 @@ impl Dirs {
                 .map_err(|e| Error::on(slot)(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
             let fd = Arc::new(fd);
             self.open.lock().put((slot, dir), fd.clone());
+            // It may have been removed, and forgotten, since it was opened: then nobody would forget it again.
+            if !index.read().slots(dir).is_some_and(|slots| slots.has(slot)) {
+                self.forget(dir, SlotSet::one(slot));
+            }
             return Ok(fd);
         }
     }
