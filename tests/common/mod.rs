@@ -11,6 +11,7 @@ pub(crate) mod dir;
 pub(crate) mod lab;
 pub(crate) mod mount;
 pub(crate) mod ns;
+pub(crate) mod process;
 pub(crate) mod sys;
 pub(crate) mod tree;
 pub(crate) mod user;

@@ -1,14 +1,14 @@
 //! The tests themselves.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use kvfs::client::{Access, Batch, File, Mount as Client, OpError, Registered};
 use rustix::io::Errno;
 
+use crate::common::process::Process;
 use crate::common::{kvfs, pattern};
 use crate::machine::{Machine, alive, region, register, until};
 use crate::standin::{Client as Memory, UUID};
@@ -313,38 +313,26 @@ fn the_command_for_machines_with_a_gpu() {
     drop(machine);
 }
 
-/// A client that holds a buffer until it's killed.
-#[test]
-#[ignore = "another test starts it"]
-fn client_process() {
-    let Ok(point) = std::env::var("KVFS_TEST_POINT") else { return };
-    let client = Client::open(&point).unwrap();
-    let memory = Memory::new(&[0; 4 * MIB]);
-    let registered = register(&client, &memory);
-    let file = File::open(format!("{point}/chunk")).unwrap();
-    println!("\nready");
-    loop {
-        file.read(0, &registered, 0, 4 * MIB as u64).unwrap();
-    }
-}
-
 #[test]
 fn what_a_dead_client_had_is_let_go_of() {
     let machine = Machine::new();
     let (mount, client) = machine.mount(&[]);
     fs::write(mount.path("chunk"), pattern(1, 4 * MIB)).unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["mounts::client_process", "--exact", "--ignored", "--nocapture"])
-        .env("KVFS_TEST_POINT", mount.point())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    while lines.next().unwrap().unwrap() != "ready" {}
-    until("it transfers", || machine.count("cuFileRead") > 3);
+    let before = machine.count("cuFileRead");
+    let mut child = Process::start(|say| {
+        let client = Client::open(mount.point()).unwrap();
+        let memory = Memory::new(&[0; 4 * MIB]);
+        let registered = register(&client, &memory);
+        let file = File::open(mount.path("chunk")).unwrap();
+        say("ready");
+        loop {
+            file.read(0, &registered, 0, 4 * MIB as u64).unwrap();
+        }
+    });
+    assert_eq!(child.hear(), "ready");
+    until("it transfers", || machine.count("cuFileRead") > before + 1);
     let worker = machine.worker();
-    child.kill().unwrap();
-    child.wait().unwrap();
+    child.kill();
     until("its memory is unmapped", || machine.count("cuIpcCloseMemHandle") == 1);
     // The worker is unharmed.
     let memory = Memory::new(&[0; 4096]);

@@ -27,7 +27,7 @@ impl Executable {
     /// Another one, for tests: it finds the arguments in `KVFS_TEST_WORKER`, as JSON.
     #[cfg(test)]
     pub(super) fn of_tests(test: &str, env: Vec<(OsString, OsString)>) -> Executable {
-        let first = [test, "--exact", "--ignored", "--nocapture", "--test-threads=1"].map(Into::into);
+        let first = [test, "--exact", "--nocapture", "--test-threads=1"].map(Into::into);
         Executable { program: "/proc/self/exe".into(), first: first.into(), env }
     }
 
