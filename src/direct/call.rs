@@ -70,29 +70,44 @@ impl Call {
 
     /// Answers now: ops that haven't ended get `ETIMEDOUT`. Whether it was this that answered.
     pub(crate) fn expire(&self) -> bool {
-        self.reply()
+        let Some(answer) = self.answer.lock().take() else { return false };
+        let changed = self.take_changed();
+        answer(self.outcome());
+        // The kernel may make this wait for a drive, without passthrough: neither this client nor the deadlines
+        // of others.
+        if !changed.is_empty() {
+            let tell = move || tell(changed);
+            if let Err(e) = std::thread::Builder::new().name("kvfs-changed".into()).spawn(tell) {
+                tracing::warn!("the kernel isn't told of what a late transfer has written: {e}");
+            }
+        }
+        true
     }
 
-    fn reply(&self) -> bool {
-        let Some(answer) = self.answer.lock().take() else { return false };
-        let changed = {
-            let mut changed = self.changed.lock();
-            changed.late = true;
-            std::mem::take(&mut changed.files)
-        };
-        for (file, start, end) in changed {
-            file.data_changed(start, end - start);
-        }
+    fn reply(&self) {
+        // With the answer still there: if this takes too long, the deadline gives it.
+        tell(self.take_changed());
+        let Some(answer) = self.answer.lock().take() else { return };
+        answer(self.outcome());
+    }
+
+    /// What the call has written to so far; what comes later is told of at once.
+    fn take_changed(&self) -> Vec<(Arc<Pinned>, u64, u64)> {
+        let mut changed = self.changed.lock();
+        changed.late = true;
+        std::mem::take(&mut changed.files)
+    }
+
+    fn outcome(&self) -> Outcome {
         let result = |r: &AtomicI64| match r.load(Acquire) {
             PENDING => -i64::from(libc::ETIMEDOUT),
             result => result,
         };
         let path = self.path.load(Relaxed);
-        answer(Outcome {
+        Outcome {
             results: self.results.iter().map(result).collect(),
             path: if path == u32::MAX { Path::None as u32 } else { path },
-        });
-        true
+        }
     }
 
     /// A file was written to. Told of once for all ops of the call, before it's answered.
@@ -114,6 +129,13 @@ impl Call {
         if self.remaining.fetch_sub(1, AcqRel) == 1 {
             self.reply();
         }
+    }
+}
+
+/// Tells the kernel of ranges of files that have changed.
+fn tell(changed: Vec<(Arc<Pinned>, u64, u64)>) {
+    for (file, start, end) in changed {
+        file.data_changed(start, end - start);
     }
 }
 
