@@ -18,7 +18,8 @@ use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
 use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount};
 use crate::index::Progress;
-use crate::{io, placement};
+use crate::io;
+use crate::placement::{self, Policies};
 
 /// Mount backing directories as one
 #[derive(Debug, clap::Args)]
@@ -113,7 +114,7 @@ impl MountArgs {
 
     fn config(&self) -> Result<MountConfig, Failure> {
         // An unknown policy is found before anything is touched.
-        placement::policy_by_name(&self.placement)?;
+        placement::check_name(&self.placement)?;
         let min_free = match &self.min_free {
             Some(text) => text.parse().map_err(|e| Failure::bad_value(format!("--min-free: {e}")))?,
             None => MinFree::Default,
@@ -187,7 +188,7 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     let (engine, io_engine_why) = io::engine(config.threads.get().min(4)).map_err(Failure::other)?;
     let options = Options {
         exclusive: config.exclusive,
-        policy: placement::policy_by_name(&config.placement)?,
+        policies: Policies::new(&config.placement, Arc::default())?,
         open_dirs: share_of(limit, 4, 16384),
         idle_files: share_of(limit, 8, 4096),
     };

@@ -187,7 +187,7 @@ impl Fs {
         let asker = Asker { tid: caller.tid, uid: caller.uid, gid: caller.gid };
         let path = self.index.read().path_of(dir, name);
         let choose = |candidates: &[_]| {
-            let decision = self.policy.choose(&asker, &Target { path: &path }, candidates)?;
+            let decision = self.policy().choose(&asker, &Target { path: &path }, candidates)?;
             Some((Slot(decision.slot), Some(decision)))
         };
         self.make_by(choose, dir, name, make, commit)

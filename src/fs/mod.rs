@@ -39,7 +39,7 @@ use rustix::io::Errno;
 use crate::backing::{Backing, is_reserved};
 use crate::index::{self, DirId, Index, Node, NodeId, Progress, Report, Slot};
 use crate::io::{BackingRegistry, Engine};
-use crate::placement::{self, Candidate, Decision, Policy, Reason};
+use crate::placement::{self, Candidate, Decision, Policies, Policy, Reason};
 
 pub use attr::{Attr, Time};
 pub(crate) use creds::may_open;
@@ -64,7 +64,7 @@ pub struct Options {
     /// Nobody else changes the backings: a name that the index doesn't have is absent.
     pub exclusive: bool,
     /// Where new files go.
-    pub policy: Box<dyn Policy>,
+    pub policies: Policies,
     /// How many directories may be kept open.
     pub open_dirs: NonZeroUsize,
     /// How many files may be kept ready for their next open.
@@ -100,7 +100,7 @@ pub struct Fs {
     dirs: Dirs,
     locks: NameLocks,
     open: OpenTable,
-    policy: Box<dyn Policy>,
+    policies: Policies,
     candidates: Vec<Candidate>,
     exclusive: bool,
     engine: Arc<dyn Engine>,
@@ -129,7 +129,7 @@ impl Fs {
             .iter()
             .map(|b| {
                 let weight = b.space.room(b.root()).map_or(0, |room| room.total);
-                Candidate { slot: b.slot.0, id: b.id(), weight, usable: true }
+                Candidate { slot: b.slot.0, id: b.id(), weight, free: 0, device: b.device, usable: true }
             })
             .collect();
         let keep = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
@@ -139,7 +139,7 @@ impl Fs {
             index: RwLock::new(index),
             locks: NameLocks::new(),
             open: OpenTable::new(options.idle_files),
-            policy: options.policy,
+            policies: options.policies,
             candidates,
             exclusive: options.exclusive,
             engine,
@@ -186,7 +186,7 @@ impl Fs {
 
     /// The placement policy.
     pub fn policy(&self) -> &dyn Policy {
-        &*self.policy
+        self.policies.mounts_own()
     }
 
     /// Whether a miss is final.
@@ -220,9 +220,9 @@ impl Fs {
     /// Why the file is where it is, for people.
     pub(crate) fn placement_of(&self, node: NodeId, reason: u8, path: &[u8]) -> String {
         if let Some(decision) = self.decisions.lock().peek(&node) {
-            return format!("{}: {}", self.policy.name(), decision.detail);
+            return format!("{}: {}", self.policy().name(), decision.detail);
         }
-        let rule = self.policy.explain(&placement::Target { path }, &self.candidates);
+        let rule = self.policy().explain(&placement::Target { path }, &self.candidates);
         match Reason::from_code(reason) {
             Some(reason) => format!("{reason} ({rule})"),
             None => rule,

@@ -27,10 +27,24 @@ pub enum Reason {
     SameAsSource = 6,
     /// It's a directory: made on one backing, and on others where a file needed it.
     Directory = 7,
+    /// The operator's map says which backing the GPU's files go to.
+    GpuMap = 8,
+    /// The driver (NVML) says which GPU the process that created it uses.
+    Driver = 9,
+    /// The list of visible devices of the process, or the only device node it has, says which GPU it is.
+    VisibleDevices = 10,
+    /// It was this backing's turn: the rule of `round-robin`.
+    Turn = 11,
+    /// It had the most room: the rule of `most-free`.
+    MostFree = 12,
+    /// It's the closest to the GPU or the processor: the rule of `nearest`.
+    Nearest = 13,
+    /// It was moved here, by a drain or a rebalance.
+    Moved = 14,
 }
 
 impl Reason {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 15] = [
         Self::FoundAtScan,
         Self::RankInTitle,
         Self::RankInName,
@@ -39,6 +53,13 @@ impl Reason {
         Self::Probed,
         Self::SameAsSource,
         Self::Directory,
+        Self::GpuMap,
+        Self::Driver,
+        Self::VisibleDevices,
+        Self::Turn,
+        Self::MostFree,
+        Self::Nearest,
+        Self::Moved,
     ];
 
     /// The reason as a number below 16.
@@ -63,6 +84,13 @@ impl fmt::Display for Reason {
             Self::Probed => "found there by a lookup",
             Self::SameAsSource => "same backing as the file it was linked or renamed from",
             Self::Directory => "directory",
+            Self::GpuMap => "the operator's map of GPUs",
+            Self::Driver => "the GPU that the driver says the process uses",
+            Self::VisibleDevices => "the GPU that the process can see",
+            Self::Turn => "its turn",
+            Self::MostFree => "the most room",
+            Self::Nearest => "the closest backing",
+            Self::Moved => "moved here by a drain or a rebalance",
         })
     }
 }
@@ -195,7 +223,7 @@ mod tests {
             assert_eq!(Reason::from_code(code), Some(reason));
         }
         assert!(Reason::ALL.len() <= 16);
-        assert_eq!(Reason::from_code(8), None);
+        assert_eq!(Reason::from_code(15), None);
         assert_eq!(Reason::from_code(255), None);
     }
 }

@@ -7,6 +7,7 @@
 
 mod by_gpu;
 mod decision;
+mod evidence;
 mod hash;
 pub mod names;
 pub mod process;
@@ -14,7 +15,10 @@ pub mod rendezvous;
 
 pub use by_gpu::ByGpu;
 pub use decision::{Basis, Decision, Detail, Ordinal, Reason};
+pub use evidence::Evidence;
 pub use hash::Hash;
+
+use std::sync::Arc;
 
 use thiserror::Error;
 use uuid::Uuid;
@@ -31,6 +35,11 @@ pub struct Candidate {
     pub id: Uuid,
     /// Its capacity in bytes. Only the proportions matter.
     pub weight: u64,
+    /// What new files may still use of it, in bytes: what's free, less the reserve and less what files that
+    /// are being written are expected to need.
+    pub free: u64,
+    /// The number of the device that its file system is on (`st_dev`).
+    pub device: u64,
     /// Whether it takes new files: not draining, read-only, failed or below its reserve.
     pub usable: bool,
 }
@@ -84,22 +93,50 @@ pub trait Policy: Send + Sync {
     }
 }
 
-type MakePolicy = fn() -> Box<dyn Policy>;
+type MakePolicy = fn(&Arc<Evidence>) -> Box<dyn Policy>;
 
 /// The policies there are, by name, with what makes one.
 const POLICIES: &[(&str, MakePolicy)] =
-    &[(by_gpu::NAME, || Box::new(ByGpu::default())), (hash::NAME, || Box::new(Hash))];
+    &[(by_gpu::NAME, |evidence| Box::new(ByGpu::new(evidence.clone()))), (hash::NAME, |_| Box::new(Hash))];
 
-/// Makes the policy called `name`.
+/// All policies, ready: the mount has one, and a directory may have another.
+pub struct Policies {
+    all: Vec<Box<dyn Policy>>,
+    mounts_own: usize,
+}
+
+impl Policies {
+    /// Makes them; they share what is known of who asks. `name` is the mount's own.
+    ///
+    /// # Errors
+    /// [`UnknownPolicy`] when there is none of that name.
+    pub fn new(name: &str, evidence: Arc<Evidence>) -> Result<Self, UnknownPolicy> {
+        let named = POLICIES.iter().position(|(known, _)| *known == name);
+        let mounts_own = named.ok_or_else(|| UnknownPolicy::new(name))?;
+        Ok(Self { all: POLICIES.iter().map(|(_, make)| make(&evidence)).collect(), mounts_own })
+    }
+
+    /// The mount's own policy.
+    pub fn mounts_own(&self) -> &dyn Policy {
+        &*self.all[self.mounts_own]
+    }
+
+    /// The policy called `name`.
+    ///
+    /// # Errors
+    /// [`UnknownPolicy`] when there is none of that name; its message lists those there are.
+    pub fn get(&self, name: &str) -> Result<&dyn Policy, UnknownPolicy> {
+        let found = self.all.iter().find(|policy| policy.name() == name);
+        found.map(|policy| &**policy).ok_or_else(|| UnknownPolicy::new(name))
+    }
+}
+
+/// Whether there is a policy called `name`.
 ///
 /// # Errors
 /// [`UnknownPolicy`] when there is none of that name; its message lists those there are.
-pub fn policy_by_name(name: &str) -> Result<Box<dyn Policy>, UnknownPolicy> {
-    POLICIES
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, make)| make())
-        .ok_or_else(|| UnknownPolicy::new(name))
+pub fn check_name(name: &str) -> Result<(), UnknownPolicy> {
+    if POLICIES.iter().any(|(known, _)| *known == name) { Ok(()) } else { Err(UnknownPolicy::new(name)) }
 }
 
 /// A policy name that no policy has.
@@ -147,15 +184,17 @@ mod tests {
 
     #[test]
     fn every_policy_is_found_by_its_own_name() {
+        let policies = Policies::new("hash", Arc::default()).unwrap();
+        assert_eq!(policies.mounts_own().name(), "hash");
         for (name, _) in POLICIES {
-            assert_eq!(policy_by_name(name).map(|p| p.name()), Ok(*name));
+            assert_eq!(policies.get(name).map(|p| p.name()).as_ref(), Ok(name));
         }
     }
 
     #[test]
     fn an_unknown_policy_is_named_with_the_nearest_one() {
-        let message = |value| match policy_by_name(value) {
-            Ok(policy) => panic!("{value} is {}", policy.name()),
+        let message = |value| match check_name(value) {
+            Ok(()) => panic!("{value} is a policy"),
             Err(e) => e.to_string(),
         };
         assert_eq!(

@@ -63,6 +63,8 @@ pub(super) mod tests {
                 slot,
                 id: Uuid::from_u128(0x6b76_6673_0000_4000_8000_0000_0000_0000 + u128::from(slot)),
                 weight: 1_000_000_000_000,
+                free: 500_000_000_000,
+                device: u64::from(slot) + 1,
                 usable: true,
             })
             .collect()

@@ -13,7 +13,7 @@ use kvfs::backing::{self, MARKER, MinFree};
 use kvfs::fs::{Attr, Caller, Fs, Options, prepare_process};
 use kvfs::index::{Kind, Node, NodeId, PackedIno, Slot};
 use kvfs::io::Engine;
-use kvfs::placement::policy_by_name;
+use kvfs::placement::Policies;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -56,8 +56,12 @@ impl Disks {
         let (backings, made) = backing::prepare(&paths, &self.mount_point, MinFree::Bytes(0)).unwrap();
         made.keep();
         let keep = if tight { 1 } else { 64 }.try_into().unwrap();
-        let options =
-            Options { exclusive, policy: policy_by_name("hash").unwrap(), open_dirs: keep, idle_files: keep };
+        let options = Options {
+            exclusive,
+            policies: Policies::new("hash", Default::default()).unwrap(),
+            open_dirs: keep,
+            idle_files: keep,
+        };
         Fs::new(backings, options, ENGINE.clone(), |_| {}).unwrap()
     }
 }
