@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::backing::MinFree;
+use crate::backing::{Defaults, Spec};
 use crate::direct::DirectOptions;
 
 /// Whether file data may be left to the kernel.
@@ -62,16 +62,16 @@ impl FromStr for LogTo {
 pub struct MountConfig {
     /// Where to mount: absolute, without symbolic links.
     pub mount_point: PathBuf,
-    /// The backing directories in their order, as the operator named them.
-    pub backings: Vec<PathBuf>,
+    /// The backings in their order, as the operator named them.
+    pub backings: Vec<Spec>,
     /// The placement policy's name.
     pub placement: String,
     /// Whether the kernel may pass data through.
     pub passthrough: PassthroughMode,
     /// A miss in the index is final: nobody else changes the backings.
     pub exclusive: bool,
-    /// What must stay free on each backing.
-    pub min_free: MinFree,
+    /// What holds for each backing of which nothing else was said.
+    pub defaults: Defaults,
     /// Threads that answer the kernel.
     pub threads: NonZeroUsize,
     /// Let other users in, where that has to be said (an ordinary user's mount).
@@ -80,14 +80,14 @@ pub struct MountConfig {
     pub direct: DirectOptions,
 }
 
-/// The paths in a `--backing` value: separated by commas, each perhaps with `file://` in front as LMCache
-/// accepts it.
-pub fn backing_paths(value: &str) -> impl Iterator<Item = PathBuf> {
-    value
-        .split(',')
-        .map(|path| path.trim())
-        .filter(|path| !path.is_empty())
-        .map(|path| PathBuf::from(path.strip_prefix("file://").unwrap_or(path)))
+/// The backings in a `--backing` value: separated by commas, each perhaps with `file://` in front as LMCache
+/// accepts it, and with flags behind colons.
+pub fn backing_specs(value: &str) -> impl Iterator<Item = Result<Spec, String>> {
+    value.split(',').map(str::trim).filter(|text| !text.is_empty()).map(|text| {
+        let mut spec: Spec = text.parse()?;
+        spec.path = std::path::absolute(&spec.path).unwrap_or(spec.path);
+        Ok(spec)
+    })
 }
 
 /// One thread a core, 2 to 8: more threads answer in parallel but wake each other up more often.
@@ -102,8 +102,9 @@ mod tests {
 
     #[test]
     fn backing_lists() {
-        let paths =
-            |value| backing_paths(value).map(|p| p.to_string_lossy().into_owned()).collect::<Vec<_>>();
+        let paths = |value| {
+            backing_specs(value).map(|s| s.unwrap().path.to_string_lossy().into_owned()).collect::<Vec<_>>()
+        };
         assert_eq!(paths("/a,/b"), ["/a", "/b"]);
         assert_eq!(paths("file:///a, file:///b ,"), ["/a", "/b"]);
         assert_eq!(paths(""), Vec::<String>::new());

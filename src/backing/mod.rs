@@ -6,8 +6,11 @@
 
 mod marker;
 pub mod mountinfo;
+mod set;
 mod setup;
 mod space;
+mod spec;
+mod state;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,8 +22,12 @@ use uuid::Uuid;
 
 use crate::index::Slot;
 pub use marker::{MARKER, Marker, MarkerError, RESERVED_PREFIX, is_reserved};
-pub use setup::{Made, SetupError, prepare};
-pub use space::{MinFree, Room, Space, parse_bytes};
+pub use set::{Backings, List};
+pub use setup::{Defaults, Made, SetupError, prepare, prepare_one};
+pub use space::{Limit, MinFree, Promise, Room, Space, parse_bytes};
+pub use spec::Spec;
+pub use state::State;
+use state::StateCell;
 
 /// Whether the kernel passes a backing's data through, and if not, why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +54,13 @@ pub struct Backing {
     pub dio_align: u32,
     /// Its room.
     pub space: Space,
+    /// Its size in bytes when it was opened: its weight in placement.
+    pub weight: u64,
+    /// Other nodes change it too: nothing that is known of it lasts.
+    pub shared: bool,
+    /// Whether kvfs may evict from it.
+    pub evictable: bool,
+    state: StateCell,
     marker: Marker,
     root: OwnedFd,
     passthrough: OnceLock<Passthrough>,
@@ -86,9 +100,19 @@ impl Backing {
         Ok(())
     }
 
+    /// What it takes, as the operator has set it.
+    pub fn state(&self) -> State {
+        self.state.get()
+    }
+
+    /// Sets it.
+    pub fn set_state(&self, state: State) {
+        self.state.set(state);
+    }
+
     /// Whether new files may be put here.
     pub fn takes_new_files(&self) -> bool {
-        self.space.has_room(self.root())
+        self.state().takes_new_files() && self.space.has_room(self.root())
     }
 
     /// Opens the directory `path` (relative, below the root; empty for the root itself).

@@ -12,7 +12,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, Mode, OFlags, StatVfsMountFlags, accessat, fstatvfs, open};
 
-use super::{Backing, Marker, MarkerError, MinFree, Room, Space, dio_align, mountinfo};
+use super::{
+    Backing, Limit, Marker, MarkerError, MinFree, Room, Space, Spec, StateCell, dio_align, mountinfo,
+};
+use uuid::Uuid;
+
 use crate::index::{MAX_BACKINGS, Slot};
 
 /// Why a list of backings can't be used. Each message is one sentence that names the value and the way out.
@@ -24,6 +28,9 @@ pub enum SetupError {
     /// More than a mount can have.
     #[error("{0} backings given; a mount can have at most {MAX_BACKINGS}")]
     TooMany(usize),
+    /// All slots of the mount were used.
+    #[error("this mount has had {MAX_BACKINGS} backings, and can't have another; unmount and mount it again")]
+    NoSlot,
     /// The same directory twice.
     #[error("backing {0} is the same directory as backing {1}; name each directory once")]
     Duplicate(PathBuf, PathBuf),
@@ -89,25 +96,72 @@ impl Made {
     }
 }
 
+/// What holds for a backing of which nothing else was said.
+#[derive(Clone, Copy, Debug)]
+pub struct Defaults {
+    /// What must stay free.
+    pub min_free: MinFree,
+    /// How much kvfs may put there.
+    pub capacity: Option<Limit>,
+}
+
+impl Default for Defaults {
+    fn default() -> Defaults {
+        Defaults { min_free: MinFree::Default, capacity: None }
+    }
+}
+
 /// Makes the backings ready, in the order given. `mount_point` is an absolute path without symbolic links.
 pub fn prepare(
-    paths: &[PathBuf],
+    specs: &[Spec],
     mount_point: &Path,
-    min_free: MinFree,
+    defaults: Defaults,
 ) -> Result<(Vec<Backing>, Made), SetupError> {
-    if paths.is_empty() {
+    if specs.is_empty() {
         return Err(SetupError::None);
     }
-    if paths.len() > MAX_BACKINGS {
-        return Err(SetupError::TooMany(paths.len()));
+    if specs.len() > MAX_BACKINGS {
+        return Err(SetupError::TooMany(specs.len()));
     }
+    let mut made = Made::default();
+    let canonical = make_ready(specs, mount_point, &mut made)?;
+    let mut backings: Vec<Backing> = Vec::with_capacity(specs.len());
+    for (slot, (path, spec)) in canonical.iter().zip(specs).enumerate() {
+        let backing = open_backing(|_| Some(Slot(slot as u8)), path, spec, defaults, &mut made)?;
+        if let Some(twin) = backings.iter().find(|other| other.id() == backing.id()) {
+            return Err(SetupError::SameIdentity(twin.path.clone(), backing.path));
+        }
+        backings.push(backing);
+    }
+    Ok((backings, made))
+}
+
+/// Makes one more backing ready, beside those `there`; `slot` says which slot an identity gets, if one is
+/// left.
+pub fn prepare_one(
+    spec: &Spec,
+    there: &[PathBuf],
+    slot: impl Fn(Uuid) -> Option<Slot>,
+    mount_point: &Path,
+    defaults: Defaults,
+) -> Result<(Backing, Made), SetupError> {
+    let mut made = Made::default();
+    let mut all: Vec<Spec> = there.iter().cloned().map(Spec::from).collect();
+    all.push(spec.clone());
+    let mut canonical = make_ready(&all, mount_point, &mut made)?;
+    let path = canonical.pop().ok_or(SetupError::None)?;
+    let backing = open_backing(slot, &path, spec, defaults, &mut made)?;
+    Ok((backing, made))
+}
+
+/// Has the directories there and free from overlaps; their paths without symbolic links.
+fn make_ready(specs: &[Spec], mount_point: &Path, made: &mut Made) -> Result<Vec<PathBuf>, SetupError> {
     // By path first, so that a wrong list makes no directory.
-    let absolute: Vec<PathBuf> = paths.iter().map(|p| resolve(p)).collect::<Result<_, _>>()?;
+    let absolute: Vec<PathBuf> = specs.iter().map(|s| resolve(&s.path)).collect::<Result<_, _>>()?;
     check_overlap(&absolute, mount_point, |path| Ok(path.to_owned()))?;
 
-    let mut made = Made::default();
     for path in &absolute {
-        make_dir(path, &mut made)?;
+        make_dir(path, made)?;
     }
     let canonical: Vec<PathBuf> = absolute
         .iter()
@@ -116,16 +170,7 @@ pub fn prepare(
     check_same_inode(&canonical, mount_point)?;
     // Where bind mounts lead to the same place: compare paths inside the file systems.
     check_overlap(&canonical, mount_point, fs_path)?;
-
-    let mut backings: Vec<Backing> = Vec::with_capacity(paths.len());
-    for (slot, path) in canonical.iter().enumerate() {
-        let backing = open_backing(Slot(slot as u8), path, min_free, &mut made)?;
-        if let Some(twin) = backings.iter().find(|other| other.id() == backing.id()) {
-            return Err(SetupError::SameIdentity(twin.path.clone(), backing.path));
-        }
-        backings.push(backing);
-    }
-    Ok((backings, made))
+    Ok(canonical)
 }
 
 /// The path made absolute, with the part of it that exists freed from symbolic links and dots.
@@ -242,7 +287,13 @@ fn make_dir(path: &Path, made: &mut Made) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn open_backing(slot: Slot, path: &Path, min_free: MinFree, made: &mut Made) -> Result<Backing, SetupError> {
+fn open_backing(
+    slot: impl Fn(Uuid) -> Option<Slot>,
+    path: &Path,
+    spec: &Spec,
+    defaults: Defaults,
+    made: &mut Made,
+) -> Result<Backing, SetupError> {
     let io = |e: io::Error| SetupError::Io(path.to_owned(), e);
     let root = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| io(e.into()))?;
@@ -264,13 +315,20 @@ fn open_backing(slot: Slot, path: &Path, min_free: MinFree, made: &mut Made) -> 
         Ok(Some((mount, _))) => mount.fs_type,
         _ => "unknown".into(),
     };
+    let total = Room::from(vfs).total;
+    let min_free = spec.min_free.unwrap_or(defaults.min_free).of(total);
+    let capacity = spec.capacity.or(defaults.capacity).map(|limit| limit.of(total));
     Ok(Backing {
-        slot,
+        slot: slot(marker.id).ok_or(SetupError::NoSlot)?,
         path: path.to_owned(),
         device: rustix::fs::fstat(&root).map_err(|e| io(e.into()))?.st_dev,
         fs_type,
         dio_align: dio_align(marker.file().as_fd()),
-        space: Space::new(min_free.of(Room::from(vfs).total)),
+        space: Space::new(min_free, capacity),
+        weight: capacity.unwrap_or(total),
+        shared: spec.shared,
+        evictable: !spec.shared || spec.evict,
+        state: StateCell::new(spec.state),
         marker,
         root,
         passthrough: Default::default(),
@@ -292,8 +350,8 @@ mod tests {
     fn setup(root: &Path, backings: &[&str]) -> Result<Vec<Backing>, SetupError> {
         let point = root.join("mnt");
         let _ = fs::create_dir(&point);
-        let paths: Vec<PathBuf> = backings.iter().map(|b| root.join(b)).collect();
-        prepare(&paths, &point, MinFree::Default).map(|(backings, made)| {
+        let specs: Vec<Spec> = backings.iter().map(|b| Spec::from(root.join(b))).collect();
+        prepare(&specs, &point, Defaults::default()).map(|(backings, made)| {
             made.keep();
             backings
         })
@@ -345,11 +403,11 @@ mod tests {
     #[test]
     fn a_mount_that_fails_later_leaves_nothing_either() {
         let tmp = tempfile::tempdir().unwrap();
-        let paths = [tmp.path().join("new/backing"), tmp.path().join("old")];
-        fs::create_dir(&paths[1]).unwrap();
+        let paths = ["new/backing", "old"].map(|p| Spec::from(tmp.path().join(p)));
+        fs::create_dir(&paths[1].path).unwrap();
         fs::create_dir(tmp.path().join("mnt")).unwrap();
-        drop(prepare(&paths, &tmp.path().join("mnt"), MinFree::Default).unwrap());
-        assert!(!tmp.path().join("new").exists() && fs::read_dir(&paths[1]).unwrap().next().is_none());
+        drop(prepare(&paths, &tmp.path().join("mnt"), Defaults::default()).unwrap());
+        assert!(!tmp.path().join("new").exists() && fs::read_dir(&paths[1].path).unwrap().next().is_none());
     }
 
     #[test]

@@ -1,19 +1,24 @@
 //! A backing's room: what its file system has, and the reserve that new files must leave.
 //!
 //! What always holds: `statvfs` is asked at most once in 20 ms while there is plenty, and every time when
-//! the reserve is near, so a create costs no system call in the common case and no more than a few creates
-//! slip past the reserve.
+//! the reserve is near, so a create costs no system call in the common case. What counts is what the file
+//! system really has; to that comes, for a few seconds, what files that were just made will need, by the size
+//! of those before them: so writers at once don't all take the last room.
 
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::fs::{StatVfs, fstatvfs};
 
 const FRESH: Duration = Duration::from_millis(20);
+
+/// So much above the reserve, the disk needn't be asked each time: no drive fills that in 20 ms.
+const ROOMY: u64 = 2 << 30;
 
 /// How much of a backing must stay free: below it, new files go elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,6 +53,38 @@ impl FromStr for MinFree {
             return if (0.0..100.0).contains(&share) { Ok(MinFree::Percent(share)) } else { Err(wrong()) };
         }
         parse_bytes(text).map(MinFree::Bytes).map_err(|_| wrong())
+    }
+}
+
+/// A size, or a share of a backing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many percent of the backing.
+    Percent(f64),
+}
+
+impl Limit {
+    /// The limit on a backing of `total` bytes, in bytes.
+    pub fn of(self, total: u64) -> u64 {
+        match self {
+            Limit::Bytes(bytes) => bytes,
+            Limit::Percent(p) => (total as f64 * p / 100.0) as u64,
+        }
+    }
+}
+
+impl FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{}, or a share (2%)", no_size(text));
+        if let Some(share) = text.strip_suffix('%') {
+            let share: f64 = share.trim().parse().map_err(|_| wrong())?;
+            return if (0.0..=100.0).contains(&share) { Ok(Limit::Percent(share)) } else { Err(wrong()) };
+        }
+        parse_bytes(text).map(Limit::Bytes).map_err(|_| wrong())
     }
 }
 
@@ -108,21 +145,67 @@ impl From<StatVfs> for Room {
     }
 }
 
+/// How long a new file counts with what it's expected to need: writers write a whole file at once.
+const PROMISED_FOR: Duration = Duration::from_secs(5);
+
 /// Keeps a backing's room in sight.
 #[derive(Debug)]
 pub struct Space {
     /// The reserve, in bytes.
     pub min_free: u64,
+    /// The most that files may take here, in bytes.
+    pub capacity: Option<u64>,
     started: Instant,
     /// When it was last asked, in ns since `started`, plus 1; 0 is never.
     asked: AtomicU64,
-    roomy: AtomicBool,
+    /// What was available then.
+    available: AtomicU64,
+    /// What files take here, where a capacity has it counted.
+    used: AtomicU64,
+    promises: Mutex<Promises>,
+    /// What a file here needs, by those that were written lately: the largest of them, fading.
+    typical: AtomicU64,
+}
+
+/// What new files are expected to need: those of this period and of the one before.
+#[derive(Debug, Default)]
+struct Promises {
+    period: u64,
+    bytes: [u64; 2],
+}
+
+impl Promises {
+    fn at(&mut self, period: u64) -> &mut Promises {
+        match period.saturating_sub(self.period) {
+            0 => {}
+            1 => self.bytes = [0, self.bytes[0]],
+            _ => self.bytes = [0, 0],
+        }
+        self.period = self.period.max(period);
+        self
+    }
+}
+
+/// Room that a new file is expected to need. To be given back by [`Space::written`].
+#[derive(Debug)]
+pub struct Promise {
+    period: u64,
+    bytes: u64,
 }
 
 impl Space {
-    /// Watches a backing that must keep `min_free` bytes.
-    pub fn new(min_free: u64) -> Space {
-        Space { min_free, started: Instant::now(), asked: AtomicU64::new(0), roomy: AtomicBool::new(false) }
+    /// Watches a backing that must keep `min_free` bytes and may have at most `capacity` bytes of files.
+    pub fn new(min_free: u64, capacity: Option<u64>) -> Space {
+        Space {
+            min_free,
+            capacity,
+            started: Instant::now(),
+            asked: AtomicU64::new(0),
+            available: AtomicU64::new(0),
+            used: AtomicU64::new(0),
+            promises: Mutex::default(),
+            typical: AtomicU64::new(0),
+        }
     }
 
     /// What the backing has now.
@@ -130,22 +213,73 @@ impl Space {
         Ok(fstatvfs(root)?.into())
     }
 
-    /// Whether a new file may go here. A backing that can't be asked has no room.
-    pub fn has_room(&self, root: BorrowedFd<'_>) -> bool {
+    /// What new files may still use, in bytes: what's free, less the reserve and what files that are being
+    /// written are expected to need; 0 for a backing that can't be asked, or has no inode left.
+    pub fn spare(&self, root: BorrowedFd<'_>) -> u64 {
+        let promised = self.promised();
         let now = self.started.elapsed().as_nanos() as u64 + 1;
         let asked = self.asked.load(Relaxed);
-        if asked != 0 && self.roomy.load(Relaxed) && now.saturating_sub(asked) < FRESH.as_nanos() as u64 {
-            return true;
+        let mut available = self.available.load(Relaxed);
+        let roomy = available > self.min_free.saturating_add(promised).saturating_add(ROOMY);
+        if asked == 0 || !roomy || now.saturating_sub(asked) >= FRESH.as_nanos() as u64 {
+            let Ok(room) = self.room(root) else { return 0 };
+            available = if room.inodes != 0 && room.inodes_free == 0 { 0 } else { room.available };
+            self.available.store(available, Relaxed);
+            self.asked.store(now, Relaxed);
         }
-        let Ok(room) = self.room(root) else { return false };
-        self.roomy.store(room.available > self.min_free.saturating_mul(2), Relaxed);
-        self.asked.store(now, Relaxed);
-        room.available > self.min_free && (room.inodes == 0 || room.inodes_free > 0)
+        let free = available.saturating_sub(self.min_free);
+        let allowed = self.capacity.map_or(u64::MAX, |most| most.saturating_sub(self.used.load(Relaxed)));
+        free.min(allowed).saturating_sub(promised)
+    }
+
+    /// Whether a new file may go here: there's room for one like those before it.
+    pub fn has_room(&self, root: BorrowedFd<'_>) -> bool {
+        self.spare(root) > self.typical()
+    }
+
+    /// What a file here needs, in bytes, by those that were written lately. 0 before the first.
+    pub fn typical(&self) -> u64 {
+        self.typical.load(Relaxed)
+    }
+
+    /// A file is about to be written.
+    pub fn promise(&self) -> Promise {
+        let (period, bytes) = (self.period(), self.typical());
+        self.promises.lock().at(period).bytes[0] += bytes;
+        Promise { period, bytes }
+    }
+
+    /// It was written, and has so many bytes; `None` when it came to nothing.
+    pub fn written(&self, promise: Promise, size: Option<u64>) {
+        let now = self.period();
+        let mut promises = self.promises.lock();
+        let promises = promises.at(now);
+        if let Some(bytes) = promises.bytes.get_mut(now.saturating_sub(promise.period) as usize) {
+            *bytes = bytes.saturating_sub(promise.bytes);
+        }
+        if let Some(size) = size {
+            let fade = |typical: u64| Some(size.max(typical - typical.saturating_sub(size) / 8));
+            let _ = self.typical.fetch_update(Relaxed, Relaxed, fade);
+        }
+    }
+
+    /// What files take here, as far as it's counted.
+    pub fn set_used(&self, bytes: u64) {
+        self.used.store(bytes, Relaxed);
     }
 
     /// Forgets what was seen: the next question is asked of the disk. After an `ENOSPC`.
     pub fn distrust(&self) {
         self.asked.store(0, Relaxed);
+    }
+
+    fn promised(&self) -> u64 {
+        let now = self.period();
+        self.promises.lock().at(now).bytes.iter().sum()
+    }
+
+    fn period(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64 / PROMISED_FOR.as_nanos() as u64
     }
 }
 
@@ -175,7 +309,39 @@ mod tests {
     fn a_reserve_larger_than_the_drive_leaves_no_room() {
         let root = std::fs::File::open("/tmp").unwrap();
         use std::os::fd::AsFd;
-        assert!(Space::new(0).has_room(root.as_fd()));
-        assert!(!Space::new(u64::MAX).has_room(root.as_fd()));
+        assert!(Space::new(0, None).has_room(root.as_fd()));
+        assert!(!Space::new(u64::MAX, None).has_room(root.as_fd()));
+        assert!(!Space::new(0, Some(0)).has_room(root.as_fd()));
+        let space = Space::new(0, Some(1000));
+        space.set_used(400);
+        assert_eq!(space.spare(root.as_fd()), 600);
+    }
+
+    #[test]
+    fn files_being_written_count_with_what_they_will_need() {
+        let root = std::fs::File::open("/tmp").unwrap();
+        use std::os::fd::AsFd;
+        let space = Space::new(0, Some(100));
+        let first = space.promise();
+        assert_eq!(space.spare(root.as_fd()), 100, "nothing is known of the first file");
+        space.written(first, Some(40));
+        assert_eq!(space.typical(), 40);
+        let (second, third) = (space.promise(), space.promise());
+        assert_eq!(space.spare(root.as_fd()), 20);
+        assert!(!space.has_room(root.as_fd()), "a third of 40 doesn't fit into 100");
+        space.written(second, None);
+        space.written(third, Some(8));
+        assert_eq!((space.spare(root.as_fd()), space.typical()), (100, 36), "a smaller file fades the size");
+    }
+
+    #[test]
+    fn promises_end_by_themselves() {
+        let mut promises = Promises::default();
+        promises.at(7).bytes[0] = 10;
+        assert_eq!(promises.at(8).bytes, [0, 10]);
+        promises.bytes[0] = 5;
+        assert_eq!(promises.at(9).bytes, [0, 5]);
+        assert_eq!(promises.at(30).bytes, [0, 0]);
+        assert_eq!(promises.at(29).period, 30, "a clock that's read a moment late changes nothing");
     }
 }

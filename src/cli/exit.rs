@@ -100,7 +100,7 @@ impl ExitStatus for SetupError {
             SetupError::NotWritable(..) => 14,
             SetupError::ReadOnly(_) => 15,
             SetupError::MountPoint { .. } => 16,
-            SetupError::TooMany(_) => 17,
+            SetupError::TooMany(_) | SetupError::NoSlot => 17,
             SetupError::InUse(..) => 18,
             SetupError::BadMarker(..) | SetupError::SameIdentity(..) => 19,
             SetupError::Io(..) => 1,

@@ -11,9 +11,9 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::background::{Parent, Side, split};
 use super::{Failure, logging};
-use crate::backing::{self, MinFree};
-use crate::config::{DirectMode, LogTo, MountConfig, PassthroughMode, backing_paths, default_threads};
-use crate::control::{About, Server, Status};
+use crate::backing::{self, Defaults, MinFree};
+use crate::config::{DirectMode, LogTo, MountConfig, PassthroughMode, backing_specs, default_threads};
+use crate::control::{About, Daemon, Server};
 use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
 use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount};
@@ -123,16 +123,16 @@ impl MountArgs {
         let backings = self
             .backing
             .iter()
-            .flat_map(|value| backing_paths(value))
-            .map(|path| std::path::absolute(&path).unwrap_or(path))
-            .collect();
+            .flat_map(|value| backing_specs(value))
+            .collect::<Result<_, _>>()
+            .map_err(|e| Failure::bad_value(format!("--backing {e}")))?;
         Ok(MountConfig {
             mount_point,
             backings,
             placement: self.placement.clone(),
             passthrough: self.passthrough,
             exclusive: self.exclusive,
-            min_free,
+            defaults: Defaults { min_free, capacity: None },
             threads: self.threads.unwrap_or_else(default_threads),
             allow_other: self.allow_other,
             direct: self.direct_options()?,
@@ -181,7 +181,7 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block().map_err(Failure::other)?;
 
-    let (backings, made) = backing::prepare(&config.backings, &config.mount_point, config.min_free)?;
+    let (backings, made) = backing::prepare(&config.backings, &config.mount_point, config.defaults)?;
     logging::start(log)?;
     // Before any thread, and after what is the operator's own: backings and log have the operator's umask.
     crate::fs::prepare_process();
@@ -205,11 +205,8 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
         log: logging::describe(log),
         io_engine_why,
     };
-    let status = {
-        let (fs, direct) = (fs.clone(), direct.clone());
-        move || Status::of(&fs, &direct, &about)
-    };
-    let control = Server::start(mounted.device, status)
+    let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), about };
+    let control = Server::start(mounted.device, move |question| daemon.answer(question))
         .map_err(|e| Failure::other(format!("the control socket can't be made: {e}")))
         .inspect_err(|_| mounted.detach())?;
     // Nothing fails from here on: what was made for the mount stays.
@@ -298,7 +295,8 @@ fn tell_scan(fs: &Fs) {
         report.unreadable()
     );
     for problem in report.problems.iter().take(20) {
-        let backing = &fs.backings()[problem.slot.index()];
-        tracing::warn!("backing {}: skipped {problem}", backing.path.display());
+        if let Some(backing) = fs.backings().get(problem.slot) {
+            tracing::warn!("backing {}: skipped {problem}", backing.path.display());
+        }
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
     let mut failure = None;
     let mut out = io::stdout().lock();
     for (n, mount) in wanted.iter().enumerate() {
-        match ask(mount.device, Question::Status) {
+        match ask::<Status>(mount.device, &Question::Status) {
             Ok(status) => {
                 let written = if args.json {
                     serde_json::to_string(&status)

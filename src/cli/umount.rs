@@ -8,7 +8,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Failure;
 use crate::backing::mountinfo::named;
-use crate::control::{Question, ask};
+use crate::control::{Question, Status, ask};
 use crate::fuse::{UnmountError, unmount};
 
 /// How long the daemon may take to end once nothing is mounted.
@@ -30,7 +30,7 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), Failure> {
         return Err(UnmountError::NotMounted(args.mount_point.clone()).into());
     };
     let point = &mount.point;
-    let daemon = ask(mount.device, Question::Status)
+    let daemon = ask::<Status>(mount.device, &Question::Status)
         .ok()
         .and_then(|status| Pid::from_raw(status.pid as i32))
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());

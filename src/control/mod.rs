@@ -4,6 +4,7 @@
 //! found by the mount's device number, so nobody has to touch the mount to ask about it; one question, one
 //! answer, each one line of JSON.
 
+mod daemon;
 mod server;
 mod status;
 
@@ -12,17 +13,44 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use daemon::Daemon;
 pub use server::Server;
 pub use status::{About, BackingStatus, IndexStatus, PassthroughStatus, Status};
 
-/// A question.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+/// A question or an order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Question {
-    /// How is it?
+    /// How is it? Answered by a [`Status`].
     Status,
+}
+
+/// What comes back: what was asked for, or a sentence that says why not.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Done(serde_json::Value),
+    Refused(String),
+}
+
+/// Why a daemon gives no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// It can't be reached, or answers something else.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It says no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<serde_json::Error> for AskError {
+    fn from(e: serde_json::Error) -> AskError {
+        AskError::Io(e.into())
+    }
 }
 
 /// How long a daemon may take to answer.
@@ -59,14 +87,17 @@ fn socket_path(device: (u32, u32)) -> PathBuf {
 }
 
 /// Asks the daemon of the mount with this device number.
-pub fn ask(device: (u32, u32), question: Question) -> io::Result<Status> {
+pub fn ask<T: DeserializeOwned>(device: (u32, u32), question: &Question) -> Result<T, AskError> {
     let mut stream = UnixStream::connect(socket_path(device))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut line = serde_json::to_string(&question)?;
+    let mut line = serde_json::to_string(question)?;
     line.push('\n');
     stream.write_all(line.as_bytes())?;
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
-    Ok(serde_json::from_str(&answer)?)
+    match serde_json::from_str(&answer)? {
+        Answer::Done(value) => Ok(serde_json::from_value(value)?),
+        Answer::Refused(why) => Err(AskError::Refused(why)),
+    }
 }

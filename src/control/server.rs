@@ -7,8 +7,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{PATIENCE, Question, Status, runtime_dir, socket_path};
+use super::{Answer, PATIENCE, Question, runtime_dir, socket_path};
 
+/// Questions that are answered at a time.
+const MOST: usize = 16;
 /// A longer question is none of ours.
 const LONGEST: u64 = 64 << 10;
 
@@ -21,10 +23,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens for the mount with this device number; `status` answers.
+    /// Listens for the mount with this device number; `answer` answers, or says why not.
     pub fn start(
         device: (u32, u32),
-        status: impl Fn() -> Status + Send + Sync + 'static,
+        answer: impl Fn(Question) -> Result<serde_json::Value, String> + Send + Sync + 'static,
     ) -> io::Result<Server> {
         runtime_dir()?;
         let path = socket_path(device);
@@ -36,13 +38,25 @@ impl Server {
         let listener = UnixListener::bind(&path)?;
         fs::set_permissions(&path, Permissions::from_mode(0o600))?;
         let socket = identity(&path)?;
-        let status = Arc::new(status);
-        std::thread::Builder::new().name("kvfs-control".into()).spawn(move || {
+        let answer = Arc::new(answer);
+        let name = || std::thread::Builder::new().name("kvfs-control".into());
+        name().spawn(move || {
+            let asked = Arc::new(());
             for stream in listener.incoming() {
                 let Ok(stream) = stream else { continue };
-                // One at a time: the owner's own tools, each with little patience.
-                if let Err(e) = answer(stream, &*status) {
-                    tracing::debug!("control socket: {e}");
+                // The owner's own tools: more than these at a time is a mistake, and is hung up on.
+                if Arc::strong_count(&asked) > MOST {
+                    continue;
+                }
+                let (answer, asked) = (answer.clone(), asked.clone());
+                let talk = move || {
+                    if let Err(e) = converse(stream, &*answer) {
+                        tracing::debug!("control socket: {e}");
+                    }
+                    drop(asked);
+                };
+                if let Err(e) = name().spawn(talk) {
+                    tracing::warn!("control socket: no thread to answer with: {e}");
                 }
             }
         })?;
@@ -62,14 +76,19 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
-fn answer(stream: UnixStream, status: &dyn Fn() -> Status) -> io::Result<()> {
+fn converse(
+    stream: UnixStream,
+    answer: &dyn Fn(Question) -> Result<serde_json::Value, String>,
+) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     BufReader::new(&stream).take(LONGEST).read_line(&mut line)?;
-    let mut answer = match serde_json::from_str(&line)? {
-        Question::Status => serde_json::to_string(&status())?,
+    let answer = match serde_json::from_str(&line) {
+        Ok(question) => answer(question).map_or_else(Answer::Refused, Answer::Done),
+        Err(e) => Answer::Refused(format!("this daemon doesn't know the question: {e}")),
     };
+    let mut answer = serde_json::to_string(&answer)?;
     answer.push('\n');
     (&stream).write_all(answer.as_bytes())
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backing::{Backing, Passthrough};
+use crate::backing::{Backing, Passthrough, State};
 use crate::direct::{Direct, DirectStatus};
 use crate::fs::Fs;
 
@@ -65,7 +65,8 @@ pub struct BackingStatus {
     pub path: PathBuf,
     /// Its file system's type.
     pub fs: String,
-    /// `rw`; `full` when new files go elsewhere; `failed` when it can't be asked.
+    /// `rw`, or what the operator has set (`ro`, `no-create`, `draining`); `full` when new files go
+    /// elsewhere; `failed` when it can't be asked.
     pub state: String,
     /// Names of files on it.
     pub files: u64,
@@ -116,10 +117,11 @@ impl Status {
     pub fn of(fs: &Fs, direct: &Direct, about: &About) -> Status {
         let counts = fs.index_counts();
         let report = fs.scan_report();
+        let list = fs.backings();
         let backings: Vec<BackingStatus> =
-            fs.backings().iter().map(|b| backing(b, counts.per_backing[b.slot.index()])).collect();
+            list.iter().map(|b| backing(b, counts.per_backing[b.slot.index()])).collect();
         let problem = |p: &crate::index::Problem| {
-            let path = fs.backings()[p.slot.index()].path.join(path_of(&p.path));
+            let path = list.get(p.slot).map_or_else(PathBuf::new, |b| b.path.join(path_of(&p.path)));
             format!("{}: {}", path.display(), p.what)
         };
         Status {
@@ -171,6 +173,7 @@ fn backing(backing: &Backing, files: u64) -> BackingStatus {
     let room = backing.probe().and_then(|()| backing.space.room(backing.root()));
     let state = match &room {
         Err(_) => "failed",
+        Ok(_) if backing.state() != State::ReadWrite => backing.state().name(),
         Ok(_) if !backing.takes_new_files() => "full",
         Ok(_) => "rw",
     };

@@ -16,7 +16,7 @@ impl Direct {
         }
         let Target::File(fh) = asked.target else { return Err(Errno::ISDIR) };
         let file = self.fs.pin(fh).map_err(|e| e.errno())?;
-        let backing = &self.fs.backings()[file.slot().index()];
+        let backing = self.fs.backings().get(file.slot()).cloned().ok_or(Errno::NODEV)?;
         let stat = file.stat().map_err(|e| e.errno())?;
         if stat.stx_nlink == 0 {
             return Err(Errno::NOENT);

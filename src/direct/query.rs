@@ -40,7 +40,8 @@ impl Direct {
                 // What fits every backing.
                 let align = self.fs.backings().iter().map(|b| b.dio_align).max().unwrap_or(0);
                 (answer.dio_off_align, answer.dio_mem_align) = (align, align);
-                let best = self.fs.backings().iter().map(|b| self.gpus.path(b.slot));
+                let backings = self.fs.backings();
+                let best = backings.iter().map(|b| self.gpus.path(b.slot));
                 let (path, why) =
                     best.min_by_key(|(path, _)| *path as u32).unwrap_or((Path::None, Why::NoGpu));
                 (answer.path_gpu, answer.gpu_reason) = (path as u32, why.code());
@@ -65,7 +66,8 @@ impl Direct {
     }
 
     fn query_file(&self, answer: &mut Query, slot: Slot) {
-        let backing = &self.fs.backings()[slot.index()];
+        let backings = self.fs.backings();
+        let Some(backing) = backings.get(slot) else { return };
         answer.backing_id = u32::from(slot.0);
         (answer.dio_off_align, answer.dio_mem_align) = (backing.dio_align, backing.dio_align);
         if backing.dio_align == 0 && answer.path_host == Path::UringHost as u32 {
@@ -73,7 +75,7 @@ impl Direct {
         }
         let (path, why) = self.gpus.path(slot);
         (answer.path_gpu, answer.gpu_reason) = (path as u32, why.code());
-        answer.numa_node = self.numa_nodes[slot.index()];
+        answer.numa_node = self.numa_nodes.get(slot.index()).copied().unwrap_or(-1);
     }
 
     fn features(&self) -> u64 {

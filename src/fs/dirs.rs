@@ -19,14 +19,16 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use crate::backing::{Backing, open_dir_below};
-use crate::index::{DirId, Index, Slot, SlotSet};
+use crate::index::{DirId, Index, MAX_BACKINGS, Slot, SlotSet};
 
 /// A directory on a backing, open with `O_PATH`.
 pub(super) type DirFd = Arc<OwnedFd>;
 
 /// A backing's directories.
+#[derive(Default)]
 struct Tree {
-    root: DirFd,
+    /// `None` where there is no backing (any more).
+    root: RwLock<Option<DirFd>>,
     /// Held to find a directory by name; held alone to change names of directories.
     names: RwLock<()>,
 }
@@ -45,10 +47,27 @@ pub(super) struct Changing<'a> {
 impl Dirs {
     /// For these backings; keeps at most `capacity` directories open besides the roots.
     pub(super) fn new(backings: &[Backing], capacity: NonZeroUsize) -> std::io::Result<Dirs> {
-        let tree =
-            |b: &Backing| Ok(Tree { root: Arc::new(b.root().try_clone_to_owned()?), names: RwLock::new(()) });
-        let trees = backings.iter().map(tree).collect::<std::io::Result<_>>()?;
-        Ok(Dirs { trees, open: Mutex::new(LruCache::new(capacity)) })
+        let trees = (0..MAX_BACKINGS).map(|_| Tree::default()).collect();
+        let dirs = Dirs { trees, open: Mutex::new(LruCache::new(capacity)) };
+        backings.iter().try_for_each(|backing| dirs.enter(backing))?;
+        Ok(dirs)
+    }
+
+    /// A backing has come.
+    pub(super) fn enter(&self, backing: &Backing) -> std::io::Result<()> {
+        let root = Arc::new(backing.root().try_clone_to_owned()?);
+        *self.trees[backing.slot.index()].root.write() = Some(root);
+        Ok(())
+    }
+
+    /// A backing goes: none of its directories stays open here.
+    pub(super) fn leave(&self, slot: Slot) {
+        *self.trees[slot.index()].root.write() = None;
+        let mut open = self.open.lock();
+        let gone: Vec<_> = open.iter().map(|(key, _)| *key).filter(|(at, _)| *at == slot).collect();
+        for key in gone {
+            open.pop(&key);
+        }
     }
 
     /// The directory on the backing. ENOENT when it isn't there.
@@ -57,7 +76,7 @@ impl Dirs {
     pub(super) fn get(&self, index: &RwLock<Index>, slot: Slot, dir: DirId) -> Result<DirFd> {
         let tree = &self.trees[slot.index()];
         if dir == DirId::ROOT {
-            return Ok(tree.root.clone());
+            return tree.root.read().clone().ok_or_else(|| Errno::STALE.into());
         }
         if let Some(fd) = self.open.lock().get(&(slot, dir)) {
             return Ok(fd.clone());

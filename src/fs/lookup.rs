@@ -9,7 +9,7 @@ use rustix::fs::Statx;
 use rustix::io::Errno;
 
 use super::attr::{Attr, is_mount_root, stat_at, stat_fd};
-use super::{DirFd, Entry, Error, Fs, Result, check_name, is_reserved, source};
+use super::{DirFd, Entry, Error, Fs, Result, check_name, is_reserved};
 use crate::backing::open_dir_below;
 use crate::index::{
     DirId, EntryId, FileRef, Kind, Node, NodeId, PackedIno, Slot, SlotSet, What, merge_subtree, read_subtree,
@@ -223,7 +223,7 @@ impl Fs {
             return Ok(());
         }
         let found: Vec<(Slot, DirFd, Statx)> = self
-            .backings
+            .backings()
             .iter()
             .filter_map(|backing| {
                 let fd = self.probe_dir(backing.slot, dir)?;
@@ -267,7 +267,7 @@ impl Fs {
         if known {
             return self.dir_fd(slot, dir).ok();
         }
-        self.backing(slot).open_dir(&path).ok()?;
+        self.backing(slot).ok()?.open_dir(&path).ok()?;
         self.join_dir(slot, dir)?;
         self.dir_fd(slot, dir).ok()
     }
@@ -300,11 +300,8 @@ impl Fs {
     /// Takes a directory with all that is below it into the index.
     fn adopt_dir(&self, dir: DirId, name: &[u8], slot: Slot, parent: &DirFd) -> Result<()> {
         let Ok(root) = open_dir_below(parent.as_fd(), name) else { return Ok(()) };
-        let source = crate::index::Source {
-            root: root.as_fd(),
-            reason: Reason::Probed.code(),
-            ..source(self.backing(slot))
-        };
+        let source =
+            crate::index::Source { slot, root: root.as_fd(), is_reserved, reason: Reason::Probed.code() };
         let subtree = read_subtree(&source);
         let mut index = self.index.write();
         let id = match index.add_dir(dir, name, SlotSet::one(slot))? {

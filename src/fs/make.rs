@@ -218,8 +218,10 @@ impl Fs {
             match made {
                 Ok((place, made, _lock)) => return commit(&place, made),
                 Err(e) if passes_over(e.errno()) => {
-                    self.backing(slot).space.distrust();
-                    candidates[slot.index()].usable = false;
+                    if let Ok(backing) = self.backing(slot) {
+                        backing.space.distrust();
+                    }
+                    candidates.iter_mut().filter(|c| c.slot == slot.0).for_each(|c| c.usable = false);
                     failed = e;
                 }
                 Err(e) => return Err(e),
@@ -318,5 +320,6 @@ fn passes_over(errno: Errno) -> bool {
             | Errno::NXIO
             | Errno::SHUTDOWN
             | Errno::UCLEAN
+            | Errno::STALE
     )
 }

@@ -25,6 +25,7 @@ mod rename;
 mod setattr;
 mod socket;
 mod stats;
+mod still;
 mod xattr;
 
 use std::num::NonZeroUsize;
@@ -36,7 +37,7 @@ use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
-use crate::backing::{Backing, is_reserved};
+use crate::backing::{Backing, Backings, List, is_reserved};
 use crate::index::{self, DirId, Index, Node, NodeId, Progress, Report, Slot};
 use crate::io::{BackingRegistry, Engine};
 use crate::placement::{self, Candidate, Decision, Policies, Policy, Reason};
@@ -58,6 +59,7 @@ pub use stats::{Counters, IndexCounts, Op, StatFs};
 use dirs::{DirFd, Dirs};
 use locks::NameLocks;
 use open::OpenTable;
+use still::Stillness;
 
 /// How a filesystem is to behave.
 pub struct Options {
@@ -95,13 +97,13 @@ pub type Entry = Attr;
 
 /// The merged filesystem.
 pub struct Fs {
-    backings: Vec<Backing>,
+    backings: Backings,
     index: RwLock<Index>,
     dirs: Dirs,
     locks: NameLocks,
+    still: Stillness,
     open: OpenTable,
     policies: Policies,
-    candidates: Vec<Candidate>,
     exclusive: bool,
     engine: Arc<dyn Engine>,
     registry: OnceLock<Arc<BackingRegistry>>,
@@ -125,22 +127,15 @@ impl Fs {
     ) -> std::io::Result<Fs> {
         let sources: Vec<_> = backings.iter().map(source).collect();
         let (index, scan) = index::scan(&sources, progress).map_err(std::io::Error::other)?;
-        let candidates = backings
-            .iter()
-            .map(|b| {
-                let weight = b.space.room(b.root()).map_or(0, |room| room.total);
-                Candidate { slot: b.slot.0, id: b.id(), weight, free: 0, device: b.device, usable: true }
-            })
-            .collect();
         let keep = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
         Ok(Fs {
             dirs: Dirs::new(&backings, options.open_dirs)?,
-            backings,
+            backings: Backings::new(backings),
             index: RwLock::new(index),
             locks: NameLocks::new(),
+            still: Stillness::new(),
             open: OpenTable::new(options.idle_files),
             policies: options.policies,
-            candidates,
             exclusive: options.exclusive,
             engine,
             registry: OnceLock::new(),
@@ -170,8 +165,8 @@ impl Fs {
     }
 
     /// The backings, by slot.
-    pub fn backings(&self) -> &[Backing] {
-        &self.backings
+    pub fn backings(&self) -> List {
+        self.backings.list()
     }
 
     /// What the scan at the start found.
@@ -194,8 +189,9 @@ impl Fs {
         self.exclusive
     }
 
-    fn backing(&self, slot: Slot) -> &Backing {
-        &self.backings[slot.index()]
+    /// A backing. ESTALE when it was removed: the kernel then looks the name up again.
+    fn backing(&self, slot: Slot) -> Result<Arc<Backing>> {
+        self.backings.get(slot).ok_or_else(|| Errno::STALE.into())
     }
 
     /// The directory that a node id stands for.
@@ -213,8 +209,12 @@ impl Fs {
 
     /// All backings as placement sees them, with whether each takes new files now.
     fn candidates(&self) -> Vec<Candidate> {
-        let usable = |c: &Candidate| self.backings[usize::from(c.slot)].takes_new_files();
-        self.candidates.iter().map(|c| Candidate { usable: usable(c), ..*c }).collect()
+        let candidate = |b: &Arc<Backing>| {
+            let free = b.space.spare(b.root());
+            let usable = b.state().takes_new_files() && free > b.space.typical();
+            Candidate { slot: b.slot.0, id: b.id(), weight: b.weight, free, device: b.device, usable }
+        };
+        self.backings.list().iter().map(candidate).collect()
     }
 
     /// Why the file is where it is, for people.
@@ -222,7 +222,7 @@ impl Fs {
         if let Some(decision) = self.decisions.lock().peek(&node) {
             return format!("{}: {}", self.policy().name(), decision.detail);
         }
-        let rule = self.policy().explain(&placement::Target { path }, &self.candidates);
+        let rule = self.policy().explain(&placement::Target { path }, &self.candidates());
         match Reason::from_code(reason) {
             Some(reason) => format!("{reason} ({rule})"),
             None => rule,

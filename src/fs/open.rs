@@ -21,7 +21,7 @@ use slab::Slab;
 use super::attr::stat_fd;
 use super::gate::Gate;
 use super::{DirFd, Error, Fs, NodeId, Result, proc_path};
-use crate::backing::Passthrough;
+use crate::backing::{Passthrough, Promise};
 use crate::index::{FileRef, Kind, Node, Slot};
 use crate::io::{IoFile, Registered};
 
@@ -41,6 +41,8 @@ pub(super) struct OpenNode {
     pub(super) direct: OnceLock<Option<OwnedFd>>,
     /// A number of its own, never used again.
     pub(super) serial: u64,
+    /// Room that it's expected to need, until its creator has closed it.
+    promise: Mutex<Option<Promise>>,
     /// Keeps its truncations apart from transfers of the ioctl path.
     pub(super) gate: Arc<Gate>,
     /// How its data moves, decided at the first open. The lock is held while the kernel is told.
@@ -231,6 +233,7 @@ impl Fs {
     /// Opens a file that exists.
     pub fn open(&self, node: NodeId, flags: i32) -> Result<Opened> {
         let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::ISDIR.into()) };
+        let using = self.still.using(node);
         let open = match self.open.take(node) {
             Some(open) => open,
             None => {
@@ -241,12 +244,15 @@ impl Fs {
                 self.open.enter(OpenNode::new(node, slot, fd, false))
             }
         };
+        drop(using);
         self.finish_open(open, flags)
     }
 
     /// Opens the file that was just created, by its creator's descriptor.
     pub(super) fn open_created(&self, file: FileRef, fd: OwnedFd, flags: i32) -> Result<Opened> {
-        let open = self.open.enter(OpenNode::new(file.node(), file.slot, fd, true));
+        let new = OpenNode::new(file.node(), file.slot, fd, true);
+        *new.promise.lock() = self.backing(file.slot).ok().map(|backing| backing.space.promise());
+        let open = self.open.enter(new);
         // A new file has nothing to cut off.
         self.finish_open(open, flags & !libc::O_TRUNC)
     }
@@ -281,8 +287,9 @@ impl Fs {
     fn data_of(&self, open: &OpenNode) -> Data {
         let mut mode = open.mode.lock();
         if let DataMode::Undecided = *mode {
-            *mode = match (self.registry.get(), self.backing(open.slot).passthrough()) {
-                (Some(registry), Passthrough::On) => match registry.register(open.fd.as_fd()) {
+            let backing = self.backing(open.slot).ok();
+            *mode = match (self.registry.get(), backing.as_ref().map(|b| b.passthrough())) {
+                (Some(registry), Some(Passthrough::On)) => match registry.register(open.fd.as_fd()) {
                     Ok(registered) => DataMode::Passthrough(registered),
                     Err(e) => {
                         tracing::warn!(
@@ -326,7 +333,8 @@ impl Fs {
         });
         let fd = opened.map_err(Error::on(open.slot))?;
         let direct = flags & libc::O_DIRECT != 0;
-        Ok(IoFile::new(fd, direct.then(|| self.backing(open.slot).dio_align)))
+        let align = if direct { Some(self.backing(open.slot)?.dio_align) } else { None };
+        Ok(IoFile::new(fd, align))
     }
 
     /// The inode by one of its names, with `O_PATH`, after making sure it's the right one.
@@ -373,7 +381,17 @@ impl Fs {
         let Some(handle) = self.open.remove_handle(fh) else { return };
         let node = handle.node.clone();
         drop(handle);
+        self.keep_promise(&node);
         self.unpin(node);
+    }
+
+    /// The creator of a file is done writing it.
+    fn keep_promise(&self, open: &OpenNode) {
+        let Some(promise) = open.promise.lock().take() else { return };
+        if let Ok(backing) = self.backing(open.slot) {
+            let size = stat_fd(&open.fd).ok().map(|stat| stat.stx_size);
+            backing.space.written(promise, size);
+        }
     }
 
     /// One open less of a file.
@@ -434,6 +452,7 @@ impl OpenNode {
             fd_is_writable,
             direct: OnceLock::new(),
             serial: SERIAL.fetch_add(1, Relaxed),
+            promise: Mutex::new(None),
             gate: Arc::default(),
             mode: Mutex::new(DataMode::Undecided),
         }

@@ -77,11 +77,9 @@ impl Pinned {
 
     /// The alignment that [`Pinned::direct`] needs of offsets, lengths and memory.
     pub(crate) fn align(&self) -> u64 {
-        match self.fs.backing(self.slot()).dio_align {
-            // Where the kernel doesn't tell, 4096 fits every drive.
-            0 => 4096,
-            align => u64::from(align),
-        }
+        // Where the kernel doesn't tell, or the backing was removed, 4096 fits every drive.
+        let align = self.fs.backing(self.slot()).map_or(0, |backing| backing.dio_align);
+        if align == 0 { 4096 } else { u64::from(align) }
     }
 
     /// A descriptor with `O_DIRECT`, to read and write where the file allows both. `None` where the backing

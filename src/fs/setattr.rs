@@ -50,6 +50,7 @@ impl Fs {
     pub fn setattr(&self, node: NodeId, set: &SetAttr) -> Result<Attr> {
         match node.node() {
             Some(Node::File(slot, ino)) => {
+                let _using = self.still.using(node);
                 let fd = self.node_fd(slot, ino)?;
                 match (&fd, set.size) {
                     (NodeFd::Open(open), Some(_)) => open.gate.truncating(|| apply(fd.fd(), set)),

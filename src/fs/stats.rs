@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::Fs;
 use crate::backing::Room;
+use crate::index::{MAX_BACKINGS, Slot};
 
 /// What `statfs` tells, in units of `bsize` bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +31,8 @@ impl Fs {
     pub fn statfs(&self) -> StatFs {
         let mut seen = Vec::new();
         let mut sum = Room::default();
-        for backing in &self.backings {
+        let backings = self.backings();
+        for backing in backings.iter() {
             if seen.contains(&backing.device) {
                 continue;
             }
@@ -43,7 +45,7 @@ impl Fs {
                 sum.inodes_free = sum.inodes_free.saturating_add(room.inodes_free);
             }
         }
-        let bsize = self.backings.iter().map(|b| b.dio_align).fold(4096, u32::max);
+        let bsize = backings.iter().map(|b| b.dio_align).fold(4096, u32::max);
         let unit = u64::from(bsize);
         StatFs {
             bsize,
@@ -62,7 +64,7 @@ impl Fs {
             files: index.files(),
             dirs: index.directories(),
             shadows: index.shadow_count(),
-            per_backing: self.backings.iter().map(|b| index.files_on(b.slot)).collect(),
+            per_backing: (0..MAX_BACKINGS as u8).map(|slot| index.files_on(Slot(slot))).collect(),
         }
     }
 }
@@ -76,7 +78,7 @@ pub struct IndexCounts {
     pub dirs: u64,
     /// Copies behind another backing's file.
     pub shadows: u64,
-    /// `files`, by backing.
+    /// `files`, by slot.
     pub per_backing: Vec<u64>,
 }
 

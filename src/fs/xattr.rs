@@ -52,7 +52,7 @@ impl Fs {
         match node.node() {
             Some(Node::File(slot, ino)) => {
                 let (dir, file_name, file) = self.place_of(slot, ino)?;
-                let backing = self.backing(slot);
+                let backing = self.backing(slot)?;
                 let path = self.index.read().path_of(dir, &file_name);
                 match name {
                     b"backing" => Ok(backing.path.as_os_str().as_bytes().to_vec()),
@@ -64,9 +64,8 @@ impl Fs {
             }
             Some(Node::Dir(dir)) if name == b"backings" => {
                 let slots = self.index.read().slots(dir).ok_or(Errno::STALE)?;
-                let paths: Vec<&[u8]> =
-                    slots.iter().map(|slot| self.backing(slot).path.as_os_str().as_bytes()).collect();
-                Ok(paths.join(&b'\n'))
+                let path = |slot| Some(self.backing(slot).ok()?.path.as_os_str().as_bytes().to_vec());
+                Ok(slots.iter().filter_map(path).collect::<Vec<_>>().join(&b'\n'))
             }
             _ => Err(Errno::NODATA.into()),
         }
@@ -76,6 +75,7 @@ impl Fs {
     fn with_path<T>(&self, node: NodeId, act: impl Fn(&str) -> std::result::Result<T, Errno>) -> Result<T> {
         let (slot, fd) = match node.node() {
             Some(Node::File(slot, ino)) => {
+                let _using = self.still.using(node);
                 let fd = self.node_fd(slot, ino)?;
                 return act(&proc_path(fd.fd())).map_err(Error::on(slot));
             }

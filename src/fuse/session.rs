@@ -11,7 +11,7 @@ use fuser::{Config, SessionACL};
 
 use super::adapter::{Adapter, Wanted};
 use super::mount::{MountError, Mounted, mount};
-use crate::backing::{Backing, Passthrough};
+use crate::backing::{List, Passthrough};
 use crate::config::{MountConfig, PassthroughMode};
 use crate::direct::Direct;
 use crate::fs::{Changed, Fs};
@@ -41,7 +41,7 @@ impl Session {
     /// Mounts and shakes hands.
     pub fn start(fs: &Arc<Fs>, direct: &Arc<Direct>, config: &MountConfig) -> Result<Session, SessionError> {
         let is_root = rustix::process::geteuid().is_root();
-        let (device, mounted) = mount(&config.mount_point, &source(fs.backings()), config.allow_other)?;
+        let (device, mounted) = mount(&config.mount_point, &source(&fs.backings()), config.allow_other)?;
         let mounted = Arc::new(mounted);
         // Whatever goes wrong from here on: nothing stays mounted.
         let result = Session::shake_hands(fs, direct, config, device, mounted.clone(), is_root);
@@ -61,7 +61,7 @@ impl Session {
     ) -> Result<Session, SessionError> {
         let wanted = match config.passthrough {
             PassthroughMode::Off => Wanted { passthrough: None },
-            _ => Wanted { passthrough: Some(stack_depth(fs.backings())) },
+            _ => Wanted { passthrough: Some(stack_depth(&fs.backings())) },
         };
         let registry = device.try_clone().map_err(SessionError::Handshake)?;
         // The kernel checks permissions (default_permissions); who may come in at all was said at the mount.
@@ -120,7 +120,7 @@ impl Session {
 }
 
 /// What is shown as the mount's source: the backings, if they fit.
-fn source(backings: &[Backing]) -> String {
+fn source(backings: &List) -> String {
     let paths: Vec<_> = backings.iter().map(|b| b.path.to_string_lossy()).collect();
     let source = paths.join(",");
     if source.len() <= 1024 { source } else { "kvfs".into() }
@@ -128,9 +128,10 @@ fn source(backings: &[Backing]) -> String {
 
 /// How deep the kernel must be ready to stack (`fuse_init_out.max_stack_depth`): 2 if a backing is itself a
 /// file system on a file system.
-fn stack_depth(backings: &[Backing]) -> u32 {
-    let stacked =
-        |b: &Backing| b.fs_type == "overlay" || b.fs_type == "ecryptfs" || b.fs_type.starts_with("fuse");
+fn stack_depth(backings: &List) -> u32 {
+    let stacked = |b: &Arc<crate::backing::Backing>| {
+        b.fs_type == "overlay" || b.fs_type == "ecryptfs" || b.fs_type.starts_with("fuse")
+    };
     if backings.iter().any(stacked) { 2 } else { 1 }
 }
 
@@ -140,7 +141,7 @@ fn decide_passthrough(
     mode: PassthroughMode,
     registry: Arc<BackingRegistry>,
 ) -> Result<(), SessionError> {
-    for backing in fs.backings() {
+    for backing in fs.backings().iter() {
         let state = match mode {
             PassthroughMode::Off => Passthrough::Off("switched off (--passthrough off)".into()),
             _ => match registry.register(backing.probe_file()) {

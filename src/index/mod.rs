@@ -7,8 +7,8 @@
 //! - attributes are not here. They come from the backing each time, because the kernel grows files by
 //!   itself in passthrough mode.
 //!
-//! Memory per file: a 16-byte entry, its name in whole granules of 8 bytes, 5 to 11 bytes of hash table and
-//! about 2 of its directory's list.
+//! Memory per file: a 16-byte entry, its name in whole granules of 8 bytes, 5 to 11 bytes of hash table,
+//! about 2 of its directory's list, 4 of its last use, and 4 of its size where sizes are counted.
 
 mod children;
 mod entry;
@@ -16,6 +16,7 @@ mod load;
 mod names;
 mod node;
 mod scan;
+mod usage;
 
 use std::hash::BuildHasher;
 
@@ -27,6 +28,7 @@ pub use entry::{EntryId, FileRef, What};
 use names::Names;
 pub use node::{DirId, Kind, MAX_BACKINGS, Node, NodeId, PackedIno, Slot, SlotSet};
 pub use scan::{Problem, Progress, Report, Source, Subtree, merge_subtree, read_subtree, scan};
+pub use usage::{CreatorCode, Moment};
 
 /// Tables of names. Several, so that one that grows moves a small part of all names at a time.
 const SHARDS: usize = 64;
@@ -69,6 +71,7 @@ pub struct Index {
     wide_numbers: HashMap<u64, u32>,
     shadows: HashMap<u32, SlotSet>,
     files: Vec<u64>,
+    usage: usage::Usage,
     hasher: DefaultHashBuilder,
 }
 
@@ -296,6 +299,7 @@ impl Index {
 
     /// Takes a name away, and with an (empty) directory's name the directory.
     pub fn remove(&mut self, entry: EntryId) {
+        self.uncount(entry);
         self.detach(entry);
         self.forget_entry(entry);
         self.shadows.remove(&entry.0);
@@ -314,17 +318,21 @@ impl Index {
             return Err(AddError::DirGone);
         }
         let new = self.names.add(name).ok_or(AddError::Full)?;
+        self.uncount(entry);
         self.detach(entry);
         let moved = &mut self.entries[entry.0 as usize];
         let old = std::mem::replace(&mut moved.name, new);
         moved.dir = dir;
         self.names.remove(old);
         self.attach(entry);
+        self.recount(entry);
         Ok(())
     }
 
     /// Lets two entries change places.
     pub fn exchange(&mut self, one: EntryId, other: EntryId) {
+        self.uncount(one);
+        self.uncount(other);
         self.detach(one);
         self.detach(other);
         let (a, b) = (self.entries[one.0 as usize], self.entries[other.0 as usize]);
@@ -334,10 +342,13 @@ impl Index {
         }
         self.attach(one);
         self.attach(other);
+        self.recount(one);
+        self.recount(other);
     }
 
     /// Lets the entry, a file's, stand for another inode.
     pub fn retarget(&mut self, entry: EntryId, file: FileRef) {
+        self.uncount(entry);
         self.forget_entry(entry);
         if let What::File(old) = self.what(entry) {
             self.files[old.slot.index()] -= 1;
@@ -345,6 +356,7 @@ impl Index {
         self.files[file.slot.index()] += 1;
         let shadowed = self.entries[entry.0 as usize].target.0 & SHADOWED;
         self.entries[entry.0 as usize].target = Target(Target::new(What::File(file)).0 | shadowed);
+        self.recount(entry);
     }
 
     /// Says which backings have a copy of this path that is not the file.
@@ -429,6 +441,7 @@ impl Index {
                 number
             }
         };
+        self.usage.start(number);
         Ok(EntryId(number))
     }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use kvfs::backing::{self, MARKER, MinFree};
+use kvfs::backing::{self, Defaults, MARKER, MinFree, Spec};
 use kvfs::fs::{Attr, Caller, Fs, Options, prepare_process};
 use kvfs::index::{Kind, Node, NodeId, PackedIno, Slot};
 use kvfs::io::Engine;
@@ -52,8 +52,9 @@ impl Disks {
 
     /// A filesystem on the backings in this order; `tight` keeps next to nothing open.
     pub(crate) fn mount(&self, order: [usize; BACKINGS], exclusive: bool, tight: bool) -> Fs {
-        let paths: Vec<PathBuf> = order.iter().map(|n| self.dirs[*n].clone()).collect();
-        let (backings, made) = backing::prepare(&paths, &self.mount_point, MinFree::Bytes(0)).unwrap();
+        let specs: Vec<Spec> = order.iter().map(|n| Spec::from(self.dirs[*n].clone())).collect();
+        let defaults = Defaults { min_free: MinFree::Bytes(0), ..Defaults::default() };
+        let (backings, made) = backing::prepare(&specs, &self.mount_point, defaults).unwrap();
         made.keep();
         let keep = if tight { 1 } else { 64 }.try_into().unwrap();
         let options = Options {
