@@ -7,8 +7,9 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::backing::{Defaults, Spec};
+use crate::backing::{Defaults, Limit, Spec, parse_bytes};
 use crate::direct::DirectOptions;
+use crate::retention::RetentionOptions;
 
 /// Whether file data may be left to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -57,6 +58,27 @@ impl FromStr for LogTo {
     }
 }
 
+/// The most that files may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Capacity {
+    /// On each backing of which nothing else was said.
+    pub each: Option<Limit>,
+    /// On all together, in bytes.
+    pub total: Option<u64>,
+}
+
+impl FromStr for Capacity {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("total=") {
+            _ if text.is_empty() => Ok(Capacity::default()),
+            Some(total) => Ok(Capacity { total: Some(parse_bytes(total)?), each: None }),
+            None => Ok(Capacity { each: Some(text.parse()?), total: None }),
+        }
+    }
+}
+
 /// Everything that a mount needs to know.
 #[derive(Clone, Debug)]
 pub struct MountConfig {
@@ -72,6 +94,8 @@ pub struct MountConfig {
     pub exclusive: bool,
     /// What holds for each backing of which nothing else was said.
     pub defaults: Defaults,
+    /// How much may stay.
+    pub retention: RetentionOptions,
     /// Threads that answer the kernel.
     pub threads: NonZeroUsize,
     /// Let other users in, where that has to be said (an ordinary user's mount).

@@ -14,3 +14,4 @@ pub mod fuse;
 pub mod index;
 pub mod io;
 pub mod placement;
+pub mod retention;

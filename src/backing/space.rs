@@ -12,7 +12,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{StatVfs, fstatvfs};
 
 const FRESH: Duration = Duration::from_millis(20);
@@ -145,8 +145,9 @@ impl From<StatVfs> for Room {
     }
 }
 
-/// How long a new file counts with what it's expected to need: writers write a whole file at once.
-const PROMISED_FOR: Duration = Duration::from_secs(5);
+/// How long at least, and half as long as at most, a new file counts with what it's expected to need: writers
+/// write a whole file at once.
+const PROMISED_FOR: Duration = Duration::from_secs(1);
 
 /// Keeps a backing's room in sight.
 #[derive(Debug)]
@@ -175,14 +176,22 @@ struct Promises {
 }
 
 impl Promises {
-    fn at(&mut self, period: u64) -> &mut Promises {
-        match period.saturating_sub(self.period) {
-            0 => {}
-            1 => self.bytes = [0, self.bytes[0]],
-            _ => self.bytes = [0, 0],
-        }
+    /// Goes on to a period: how many bytes were promised and not written in time.
+    fn go_on(&mut self, period: u64) -> u64 {
+        let [now, before] = self.bytes;
+        let late = match period.saturating_sub(self.period) {
+            0 => return 0,
+            1 => {
+                self.bytes = [0, now];
+                before
+            }
+            _ => {
+                self.bytes = [0, 0];
+                now + before
+            }
+        };
         self.period = self.period.max(period);
-        self
+        late
     }
 }
 
@@ -244,19 +253,20 @@ impl Space {
 
     /// A file is about to be written.
     pub fn promise(&self) -> Promise {
-        let (period, bytes) = (self.period(), self.typical());
-        self.promises.lock().at(period).bytes[0] += bytes;
+        let mut promises = self.promises();
+        let (period, bytes) = (promises.period, self.typical());
+        promises.bytes[0] += bytes;
         Promise { period, bytes }
     }
 
     /// It was written, and has so many bytes; `None` when it came to nothing.
     pub fn written(&self, promise: Promise, size: Option<u64>) {
-        let now = self.period();
-        let mut promises = self.promises.lock();
-        let promises = promises.at(now);
-        if let Some(bytes) = promises.bytes.get_mut(now.saturating_sub(promise.period) as usize) {
+        let mut promises = self.promises();
+        let ago = promises.period.saturating_sub(promise.period);
+        if let Some(bytes) = promises.bytes.get_mut(ago as usize) {
             *bytes = bytes.saturating_sub(promise.bytes);
         }
+        drop(promises);
         if let Some(size) = size {
             let fade = |typical: u64| Some(size.max(typical - typical.saturating_sub(size) / 8));
             let _ = self.typical.fetch_update(Relaxed, Relaxed, fade);
@@ -273,13 +283,21 @@ impl Space {
         self.asked.store(0, Relaxed);
     }
 
-    fn promised(&self) -> u64 {
-        let now = self.period();
-        self.promises.lock().at(now).bytes.iter().sum()
+    /// What files that are being written are expected to need, in bytes.
+    pub fn promised(&self) -> u64 {
+        self.promises().bytes.iter().sum()
     }
 
-    fn period(&self) -> u64 {
-        self.started.elapsed().as_nanos() as u64 / PROMISED_FOR.as_nanos() as u64
+    /// The promises of the present period.
+    fn promises(&self) -> MutexGuard<'_, Promises> {
+        let mut promises = self.promises.lock();
+        let late = promises.go_on(self.started.elapsed().as_nanos() as u64 / PROMISED_FOR.as_nanos() as u64);
+        if late > 0 {
+            // Files are made here that aren't written at once: they can't be waited for.
+            let fade = |typical: u64| Some(typical >> (late / typical.max(1)).clamp(1, 63));
+            let _ = self.typical.fetch_update(Relaxed, Relaxed, fade);
+        }
+        promises
     }
 }
 
@@ -336,12 +354,12 @@ mod tests {
 
     #[test]
     fn promises_end_by_themselves() {
-        let mut promises = Promises::default();
-        promises.at(7).bytes[0] = 10;
-        assert_eq!(promises.at(8).bytes, [0, 10]);
+        let mut promises = Promises { period: 7, bytes: [10, 0] };
+        assert_eq!((promises.go_on(8), promises.bytes), (0, [0, 10]));
         promises.bytes[0] = 5;
-        assert_eq!(promises.at(9).bytes, [0, 5]);
-        assert_eq!(promises.at(30).bytes, [0, 0]);
-        assert_eq!(promises.at(29).period, 30, "a clock that's read a moment late changes nothing");
+        assert_eq!((promises.go_on(9), promises.bytes), (10, [0, 5]));
+        promises.bytes[0] = 3;
+        assert_eq!((promises.go_on(30), promises.bytes), (8, [0, 0]));
+        assert_eq!((promises.go_on(29), promises.period), (0, 30), "a clock that's read a moment late");
     }
 }

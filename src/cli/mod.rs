@@ -7,6 +7,7 @@ mod background;
 mod bench;
 mod bind_socket;
 pub mod doctor;
+mod evict;
 mod exit;
 mod locate;
 mod logging;
@@ -38,6 +39,8 @@ enum Command {
     Umount(umount::UmountArgs),
     /// Show a mount: backings, files, room, passthrough or not and why
     Status(status::StatusArgs),
+    /// Make room: remove what may be removed, or show what that would be
+    Evict(evict::EvictArgs),
     /// Tell where files are: the backing, the real path, and why they were placed there
     Locate(locate::LocateArgs),
     /// Measure a mount beside other ways to the same drives
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(&args),
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Evict(args) => evict::run(&args),
         Command::Locate(args) => locate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::BindSocket(args) => bind_socket::run(&args),

@@ -12,7 +12,9 @@ use nix::sys::signal::{SigSet, Signal};
 use super::background::{Parent, Side, split};
 use super::{Failure, logging};
 use crate::backing::{self, Defaults, MinFree};
-use crate::config::{DirectMode, LogTo, MountConfig, PassthroughMode, backing_specs, default_threads};
+use crate::config::{
+    Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, backing_specs, default_threads,
+};
 use crate::control::{About, Daemon, Server};
 use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
@@ -20,6 +22,7 @@ use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount};
 use crate::index::Progress;
 use crate::io;
 use crate::placement::{self, Policies};
+use crate::retention::{self, Evict, Marks, RetentionOptions};
 
 /// Mount backing directories as one
 #[derive(Debug, clap::Args)]
@@ -61,6 +64,24 @@ pub(super) struct MountArgs {
     /// share such as 2% [default: the larger of 2G and 2%, but no more than 5%]
     #[arg(long, value_name = "SIZE")]
     min_free: Option<String>,
+
+    /// The most that files may take: on each backing, or (total=SIZE) on all together. Bytes with K, M, G or T,
+    /// or a share of each backing such as 50% [default: what the file systems have]
+    #[arg(long, value_name = "[total=]SIZE", default_value = "", hide_default_value = true)]
+    capacity: Capacity,
+
+    /// What may be removed to make room. never: nothing. orphans: files that only the process that wrote them
+    /// could have found again, and that is gone. lru: these first, then what was used least recently
+    #[arg(long, default_value = "orphans", value_name = "WHAT")]
+    evict: Evict,
+
+    /// Above this share of what may be used of a backing, files are removed
+    #[arg(long, default_value = "95%", value_name = "PERCENT", value_parser = percent)]
+    high_water: f64,
+
+    /// Until this share is left
+    #[arg(long, default_value = "90%", value_name = "PERCENT", value_parser = percent)]
+    low_water: f64,
 
     /// Threads that answer the kernel, 1 to 64 [default: one per core, 2 to 8]
     #[arg(long, value_name = "N", value_parser = threads)]
@@ -112,6 +133,17 @@ impl MountArgs {
         })
     }
 
+    fn retention(&self) -> Result<RetentionOptions, Failure> {
+        if self.low_water >= self.high_water {
+            return Err(Failure::bad_value(format!(
+                "--low-water {}% is not below --high-water {}%; files are removed from the high mark down to the low one",
+                self.low_water, self.high_water
+            )));
+        }
+        let marks = Marks { high: self.high_water, low: self.low_water };
+        Ok(RetentionOptions { evict: self.evict, marks, total: self.capacity.total })
+    }
+
     fn config(&self) -> Result<MountConfig, Failure> {
         // An unknown policy is found before anything is touched.
         placement::check_name(&self.placement)?;
@@ -132,7 +164,8 @@ impl MountArgs {
             placement: self.placement.clone(),
             passthrough: self.passthrough,
             exclusive: self.exclusive,
-            defaults: Defaults { min_free, capacity: None },
+            defaults: Defaults { min_free, capacity: self.capacity.each },
+            retention: self.retention()?,
             threads: self.threads.unwrap_or_else(default_threads),
             allow_other: self.allow_other,
             direct: self.direct_options()?,
@@ -189,6 +222,7 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     let options = Options {
         exclusive: config.exclusive,
         policies: Policies::new(&config.placement, Arc::default())?,
+        retention: config.retention,
         open_dirs: share_of(limit, 4, 16384),
         idle_files: share_of(limit, 8, 4096),
     };
@@ -198,6 +232,8 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     tell_scan(&fs);
     fs.set_invalidator(session.invalidator());
     fs.set_data_changed(session.data_changed());
+    fs.set_teller(session.teller()).map_err(Failure::other)?;
+    let evictor = retention::start(fs.retention.clone(), fs.clone()).map_err(Failure::other)?;
     let mounted = session.mounted();
     let about = About {
         mountpoint: config.mount_point.clone(),
@@ -221,6 +257,8 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     let ended = session.run();
     direct.shutdown();
     drop(control);
+    fs.retention.stop();
+    let _ = evictor.join();
     tracing::info!("unmounted from {}", config.mount_point.display());
     ended.map_err(|e| Failure::other(format!("the session ended with an error: {e}")))
 }
@@ -257,6 +295,13 @@ fn threads(text: &str) -> Result<NonZeroUsize, String> {
     match text.parse() {
         Ok(n @ 1..=64) => NonZeroUsize::new(n).ok_or_else(String::new),
         _ => Err("a number from 1 to 64".into()),
+    }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    match text.strip_suffix('%').unwrap_or(text).trim().parse() {
+        Ok(n) if (1.0..=100.0).contains(&n) => Ok(n),
+        _ => Err("a share from 1% to 100%".into()),
     }
 }
 

@@ -8,6 +8,7 @@ use crate::backing::mountinfo::{Mount, mounts, named};
 use crate::control::{Question, Status, ask};
 use crate::direct::DirectStatus;
 use crate::fuse::FS_TYPE;
+use crate::retention::RetentionStatus;
 
 /// Show a mount: backings, files, room, passthrough or not and why
 #[derive(Debug, clap::Args)]
@@ -128,6 +129,39 @@ fn direct(out: &mut impl Write, d: &DirectStatus) -> io::Result<()> {
     Ok(())
 }
 
+fn retention(out: &mut impl Write, r: &RetentionStatus) -> io::Result<()> {
+    let doing = if r.evicting { ", evicting now" } else { "" };
+    let total = r.capacity_total.map(|n| format!("; at most {} in all", bytes(n))).unwrap_or_default();
+    writeln!(
+        out,
+        "  retention    evict {}: above {}% until {}%{total}{doing}",
+        r.evict, r.high_water, r.low_water
+    )?;
+    let orphans: u64 = r.backings.iter().map(|b| b.orphans).sum();
+    if r.evicted_orphans + r.evicted_lru + orphans > 0 {
+        writeln!(
+            out,
+            "               evicted {} orphans and {} others, {} in all; {orphans} orphans are left",
+            r.evicted_orphans,
+            r.evicted_lru,
+            bytes(r.evicted_bytes)
+        )?;
+    }
+    if r.waited > 0 {
+        writeln!(out, "               {} creates waited for room, {} found none", r.waited, r.refused)?;
+    }
+    for b in r.backings.iter().filter(|b| b.capacity.is_some()) {
+        writeln!(
+            out,
+            "               backing {}: files take {} of {}",
+            b.slot,
+            bytes(b.used.unwrap_or(0)),
+            bytes(b.capacity.unwrap_or(0))
+        )?;
+    }
+    Ok(())
+}
+
 fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     writeln!(
         out,
@@ -148,6 +182,7 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
         s.index.files, s.index.dirs, s.index.shadows, s.index.unreadable, s.index.scan_ms
     )?;
     writeln!(out, "  open files   {}", s.open_files)?;
+    retention(out, &s.retention)?;
     direct(out, &s.direct)?;
     writeln!(out, "  log          {}", s.log)?;
     writeln!(
@@ -178,7 +213,7 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     Ok(())
 }
 
-fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     let mut value = n as f64;
     let mut units = ["B", "KiB", "MiB", "GiB", "TiB"].iter();
     let mut unit = units.next().unwrap_or(&"");

@@ -2,11 +2,14 @@
 //!
 //! What always holds: an answer comes at once; work that takes longer is begun, and asked about later.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{About, Question, Status};
+use crate::backing::Backing;
 use crate::direct::Direct;
 use crate::fs::Fs;
+use crate::retention::EvictPlan;
 
 /// A running mount.
 pub struct Daemon {
@@ -23,7 +26,41 @@ impl Daemon {
     pub fn answer(&self, question: Question) -> Result<serde_json::Value, String> {
         let answer = match question {
             Question::Status => serde_json::to_value(Status::of(&self.fs, &self.direct, &self.about)),
+            Question::Evict { dry_run, bytes, backing } => {
+                serde_json::to_value(self.evict(dry_run, bytes, backing.as_deref())?)
+            }
         };
         answer.map_err(|e| e.to_string())
+    }
+
+    fn evict(&self, dry_run: bool, bytes: Option<u64>, backing: Option<&str>) -> Result<EvictPlan, String> {
+        let retention = &self.fs.retention;
+        if !retention.evicts() {
+            return Err("nothing may be evicted: mounted with --evict never".into());
+        }
+        let backings: Vec<Arc<Backing>> = match backing {
+            Some(name) => vec![self.backing(name)?],
+            None => self.fs.backings().iter().cloned().collect(),
+        };
+        let plan = |b: &Arc<Backing>| retention.plan(&*self.fs, b, bytes);
+        let plan = EvictPlan {
+            evict: retention.options.evict.name().into(),
+            backings: if dry_run { backings.iter().map(plan).collect() } else { Vec::new() },
+        };
+        if !dry_run {
+            retention.order(backings.iter().map(|b| (b.slot, bytes.unwrap_or(0))).collect());
+        }
+        Ok(plan)
+    }
+
+    /// A backing by its slot or its path.
+    fn backing(&self, name: &str) -> Result<Arc<Backing>, String> {
+        let is_it = |b: &&Arc<Backing>| name == b.slot.0.to_string() || b.path == Path::new(name);
+        let backings = self.fs.backings();
+        backings.iter().find(is_it).cloned().ok_or_else(|| {
+            let known: Vec<_> =
+                backings.iter().map(|b| format!("{} ({})", b.slot.0, b.path.display())).collect();
+            format!("{name:?} is no backing of this mount; there are {}", known.join(", "))
+        })
     }
 }

@@ -26,6 +26,15 @@ pub use status::{About, BackingStatus, IndexStatus, PassthroughStatus, Status};
 pub enum Question {
     /// How is it? Answered by a [`Status`].
     Status,
+    /// Make room. Answered by an [`EvictPlan`](crate::retention::EvictPlan); the work is done later.
+    Evict {
+        /// Only say what would go.
+        dry_run: bool,
+        /// Bytes to be freed on each backing; without it, what the watermarks say.
+        bytes: Option<u64>,
+        /// One backing alone, by slot or path.
+        backing: Option<String>,
+    },
 }
 
 /// What comes back: what was asked for, or a sentence that says why not.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::backing::{Backing, Passthrough, State};
 use crate::direct::{Direct, DirectStatus};
 use crate::fs::Fs;
+use crate::retention::RetentionStatus;
 
 /// A mount, as `kvfs status` shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,6 +40,8 @@ pub struct Status {
     pub index: IndexStatus,
     /// Files open now.
     pub open_files: u64,
+    /// How much may stay, and what went.
+    pub retention: RetentionStatus,
     /// The ioctl fast path.
     pub direct: DirectStatus,
     /// Requests so far, by operation, and `panics`.
@@ -145,6 +148,7 @@ impl Status {
                 scan_ms: report.elapsed.as_millis() as u64,
             },
             open_files: fs.handles_open() as u64,
+            retention: fs.retention.status(fs),
             direct: direct.status(),
             ops: fs.counters.all().map(|(name, n)| (name.to_owned(), n)).collect(),
         }

@@ -62,6 +62,11 @@ pub struct Attr {
 }
 
 impl Attr {
+    /// Whether it's an evicted file's ghost: nothing of it is to be kept.
+    pub fn is_ghost(&self) -> bool {
+        self.node.0 >> 48 == super::ghost::NODES >> 48
+    }
+
     /// From what a backing says.
     pub(super) fn new(node: NodeId, stat: &Statx) -> Attr {
         let mode = u32::from(stat.stx_mode);

@@ -21,6 +21,28 @@ use crate::placement::Reason;
 const TRIES: usize = 16;
 
 impl Fs {
+    /// Looks a name up for a thread, and makes the kernel know its node. What was evicted may be found as a
+    /// ghost: the kernel must not keep anything of it, nor of its absence.
+    pub fn lookup_for(&self, tid: u32, parent: NodeId, name: &[u8]) -> Result<Entry> {
+        let found = self.lookup(parent, name);
+        match (&found, parent.node()) {
+            (Err(e), Some(Node::Dir(dir))) if e.errno() == Errno::NOENT => {
+                self.ghosts.look_up(dir, name, tid).map_or(found, Ok)
+            }
+            _ => found,
+        }
+    }
+
+    /// Whether the kernel may remember that a name is absent.
+    pub fn is_final(&self, parent: NodeId, name: &[u8]) -> bool {
+        self.exclusive && !matches!(parent.node(), Some(Node::Dir(dir)) if self.ghosts.has(dir, name))
+    }
+
+    /// Whether a node is an evicted file's ghost, of which a thread wants more than to remove its name.
+    pub fn is_ghost(&self, node: NodeId, tid: u32) -> bool {
+        self.ghosts.is_absent(node, tid)
+    }
+
     /// Looks a name up, and makes the kernel know its node.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Entry> {
         let dir = self.dir_of(parent)?;
@@ -33,11 +55,8 @@ impl Fs {
         for _ in 0..TRIES {
             let found = self.index.read().find(dir, name);
             match found {
-                Some((entry, What::File(file))) => match self.stat_entry(dir, name, file) {
-                    Ok((attr, _)) => {
-                        self.remember(entry, file);
-                        return Ok(attr);
-                    }
+                Some((entry, What::File(file))) => match self.stat_to_remember(entry, dir, name, file) {
+                    Ok(attr) => return Ok(attr),
                     Err(e) if e.errno() == Errno::STALE => self.drop_stale(dir, name, file),
                     Err(e) => return Err(e),
                 },
@@ -169,6 +188,21 @@ impl Fs {
         }
         // Directory ids are never used twice: no generation is needed, and the root's must be 0.
         merged.map(|attr| Attr { nlink: 2 + subdirs, generation: 0, ..attr }).ok_or(failed)
+    }
+
+    /// Attributes of a file that the kernel is about to know. Whoever takes it away from under its name, on
+    /// disk and in the index, does it before, or knows that the kernel knows it.
+    pub(super) fn stat_to_remember(
+        &self,
+        entry: EntryId,
+        dir: DirId,
+        name: &[u8],
+        file: FileRef,
+    ) -> Result<Attr> {
+        let _using = self.still.using(file.node());
+        let (attr, _) = self.stat_entry(dir, name, file)?;
+        self.remember(entry, file);
+        Ok(attr)
     }
 
     /// Lets the index find the entry's node quickly from now on.

@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use super::attr::{Attr, stat_at, stat_fd};
@@ -14,6 +14,7 @@ use super::creds::{Acting, keeping_setgid};
 use super::{Caller, DirFd, Entry, Error, Fs, NodeId, Opened, Result, check_new_name, proc_path};
 use crate::index::{DirId, FileRef, Kind, Slot, SlotSet, What};
 use crate::placement::{Asker, Decision, Reason, Target, rendezvous};
+use crate::retention::CREATOR_XATTR;
 
 /// Where a new name goes on disk.
 struct Place {
@@ -37,6 +38,8 @@ impl Fs {
         if let Some(existing) = self.existing_file(parent, dir, name, flags)? {
             return Ok((existing, self.open(existing.node, flags)?));
         }
+        let path = self.index.read().path_of(dir, name);
+        let creator = self.retention.creator_of(caller.tid, &path);
         let make = |place: &Place| {
             let open = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let acting = Acting::as_caller(caller);
@@ -44,6 +47,15 @@ impl Fs {
                 rustix::fs::openat(&place.dir, name, open, Mode::from_raw_mode(mode & 0o7777))
             })?;
             drop(acting);
+            if let Some((_, Some(record))) = &creator {
+                // A backing without such attributes: a later mount can't judge the file, and lets it be.
+                let _ = rustix::fs::fsetxattr(
+                    &fd,
+                    CREATOR_XATTR,
+                    record.encode().as_bytes(),
+                    XattrFlags::empty(),
+                );
+            }
             let stat = stat_fd(&fd)?;
             Ok((fd, stat))
         };
@@ -57,7 +69,12 @@ impl Fs {
             };
             let entry = index.add_file(dir, name, file)?.map_err(|_| Errno::EXIST)?;
             index.remember(entry);
+            index.used_at(entry, self.retention.now());
+            if let Some((code, _)) = creator {
+                index.set_creator(entry, code);
+            }
             drop(index);
+            self.ghosts.take(dir, name);
             if let Some(decision) = place.decision {
                 self.decisions.lock().put(file.node(), decision);
             }

@@ -11,7 +11,9 @@ mod creds;
 mod data;
 mod dirs;
 mod error;
+mod evict;
 mod gate;
+mod ghost;
 mod link;
 mod locks;
 mod lookup;
@@ -26,6 +28,7 @@ mod setattr;
 mod socket;
 mod stats;
 mod still;
+mod tell;
 mod xattr;
 
 use std::num::NonZeroUsize;
@@ -41,6 +44,7 @@ use crate::backing::{Backing, Backings, List, is_reserved};
 use crate::index::{self, DirId, Index, Node, NodeId, Progress, Report, Slot};
 use crate::io::{BackingRegistry, Engine};
 use crate::placement::{self, Candidate, Decision, Policies, Policy, Reason};
+use crate::retention::{Retention, RetentionOptions};
 
 pub use attr::{Attr, Time};
 pub(crate) use creds::may_open;
@@ -55,11 +59,14 @@ pub use rename::RenameMode;
 pub use setattr::{SetAttr, SetTime};
 pub(crate) use socket::SOCKET_NAME;
 pub use stats::{Counters, IndexCounts, Op, StatFs};
+pub use tell::Gone;
 
 use dirs::{DirFd, Dirs};
+use ghost::Ghosts;
 use locks::NameLocks;
 use open::OpenTable;
 use still::Stillness;
+use tell::Teller;
 
 /// How a filesystem is to behave.
 pub struct Options {
@@ -67,6 +74,8 @@ pub struct Options {
     pub exclusive: bool,
     /// Where new files go.
     pub policies: Policies,
+    /// How much may stay.
+    pub retention: RetentionOptions,
     /// How many directories may be kept open.
     pub open_dirs: NonZeroUsize,
     /// How many files may be kept ready for their next open.
@@ -113,6 +122,10 @@ pub struct Fs {
     invalidate: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
     data_changed: OnceLock<DataChanged>,
     socket: socket::Socket,
+    /// How much may stay.
+    pub retention: Arc<Retention>,
+    ghosts: Ghosts,
+    teller: Teller,
     /// What was done and how often.
     pub counters: Counters,
 }
@@ -126,7 +139,10 @@ impl Fs {
         progress: impl FnMut(Progress),
     ) -> std::io::Result<Fs> {
         let sources: Vec<_> = backings.iter().map(source).collect();
-        let (index, scan) = index::scan(&sources, progress).map_err(std::io::Error::other)?;
+        let (mut index, scan) = index::scan(&sources, progress).map_err(std::io::Error::other)?;
+        if options.retention.total.is_some() || backings.iter().any(|b| b.space.capacity.is_some()) {
+            index.start_counting();
+        }
         let keep = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
         Ok(Fs {
             dirs: Dirs::new(&backings, options.open_dirs)?,
@@ -145,6 +161,9 @@ impl Fs {
             invalidate: OnceLock::new(),
             data_changed: OnceLock::new(),
             socket: socket::Socket::default(),
+            retention: Retention::new(options.retention),
+            ghosts: Ghosts::new(),
+            teller: Teller::default(),
             counters: Counters::default(),
         })
     }
@@ -162,6 +181,11 @@ impl Fs {
     /// Who tells the kernel that a file has changed without its doing.
     pub fn set_data_changed(&self, changed: impl Fn(Changed) + Send + Sync + 'static) {
         let _ = self.data_changed.set(Box::new(changed));
+    }
+
+    /// Who tells the kernel that a name has gone without its doing.
+    pub fn set_teller(&self, tell: impl Fn(Gone) + Send + 'static) -> std::io::Result<()> {
+        self.teller.start(tell)
     }
 
     /// The backings, by slot.
@@ -214,7 +238,21 @@ impl Fs {
             let usable = b.state().takes_new_files() && free > b.space.typical();
             Candidate { slot: b.slot.0, id: b.id(), weight: b.weight, free, device: b.device, usable }
         };
-        self.backings.list().iter().map(candidate).collect()
+        let mut candidates: Vec<Candidate> = self.backings.list().iter().map(candidate).collect();
+        if self.is_total_used() {
+            candidates.iter_mut().for_each(|c| c.usable = false);
+        }
+        candidates
+    }
+
+    /// Whether all files together take what they may.
+    fn is_total_used(&self) -> bool {
+        let Some(total) = self.retention.options.total else { return false };
+        let index = self.index.read();
+        let taken = |b: &Arc<Backing>| {
+            index.bytes_on(b.slot).saturating_add(b.space.promised()).saturating_add(b.space.typical())
+        };
+        self.backings.list().iter().map(taken).fold(0, u64::saturating_add) > total
     }
 
     /// Why the file is where it is, for people.

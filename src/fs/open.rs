@@ -174,6 +174,16 @@ impl OpenTable {
         drop(dropped);
     }
 
+    /// Whether the inode is open.
+    pub(super) fn is_open(&self, node: NodeId) -> bool {
+        self.shard(node).lock().contains_key(&node)
+    }
+
+    /// The file was evicted: it's held, by this descriptor, until the kernel forgets its node.
+    pub(super) fn hold_evicted(&self, node: NodeId, slot: Slot, fd: OwnedFd) {
+        self.hold_removed(Arc::new(OpenNode::new(node, slot, fd, false)));
+    }
+
     /// The file was removed: nothing is kept of it for a next open.
     pub(super) fn forget_idle(&self, node: NodeId) {
         let dropped = self.idle.lock().pop(&node);
@@ -382,6 +392,7 @@ impl Fs {
         let node = handle.node.clone();
         drop(handle);
         self.keep_promise(&node);
+        self.was_used(&node);
         self.unpin(node);
     }
 
@@ -391,6 +402,10 @@ impl Fs {
         if let Ok(backing) = self.backing(open.slot) {
             let size = stat_fd(&open.fd).ok().map(|stat| stat.stx_size);
             backing.space.written(promise, size);
+            // Whether the next file finds room is found out while it's not waited for.
+            if !backing.space.has_room(backing.root()) {
+                self.retention.kick();
+            }
         }
     }
 
@@ -411,6 +426,20 @@ impl Fs {
         match node.node() {
             Some(Node::File(slot, ino)) => self.index.read().find_known(slot, ino),
             _ => false,
+        }
+    }
+
+    /// A handle of the file was closed: that's a use of it.
+    fn was_used(&self, open: &OpenNode) {
+        let Some(Node::File(slot, ino)) = open.node.node() else { return };
+        let index = self.index.read();
+        let entry = index.touch(slot, ino, self.retention.now());
+        let counting = index.is_counting();
+        drop(index);
+        if let (Some(entry), true) = (entry, counting)
+            && let Ok(stat) = stat_fd(&open.fd)
+        {
+            self.count_size(entry, slot, &stat);
         }
     }
 

@@ -114,11 +114,7 @@ impl Fs {
         let (entry, what) = self.index.read().find(dir, name).ok_or(Errno::NOENT)?;
         match what {
             What::Dir(id) => self.stat_dir(id),
-            What::File(file) => {
-                let (attr, _) = self.stat_entry(dir, name, file)?;
-                self.remember(entry, file);
-                Ok(attr)
-            }
+            What::File(file) => self.stat_to_remember(entry, dir, name, file),
         }
     }
 }

@@ -45,7 +45,9 @@ impl Fs {
         let _lock = self.locks.lock(dir, name);
         let (found, shadows) = {
             let index = self.index.read();
-            let found = index.find(dir, name).ok_or(Errno::NOENT)?;
+            let Some(found) = index.find(dir, name) else {
+                return if self.ghosts.take(dir, name) { Ok(()) } else { Err(Errno::NOENT.into()) };
+            };
             (found, index.shadows(found.0))
         };
         let (entry, What::File(file)) = found else { return Err(Errno::ISDIR.into()) };

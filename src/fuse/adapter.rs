@@ -75,6 +75,32 @@ impl Adapter {
         })
     }
 
+    fn created(&self, reply: ReplyCreate, created: Result<(Attr, fs::Opened), Errno>) {
+        match created {
+            Ok((attr, opened)) => {
+                let (fh, file, generation) = (FileHandle(opened.fh), file_attr(&attr), generation(&attr));
+                match opened.data {
+                    Data::Passthrough(id) => {
+                        self.fs.counters.count_passthrough();
+                        // SAFETY: registered with this session, and open until the inode's last release.
+                        let id = unsafe { reply.wrap_backing(id) };
+                        reply.created_passthrough(
+                            &TTL,
+                            &file,
+                            generation,
+                            fh,
+                            FopenFlags::FOPEN_NOFLUSH,
+                            &id,
+                        );
+                        let _ = id.into_raw();
+                    }
+                    Data::Daemon => reply.created(&TTL, &file, generation, fh, FopenFlags::FOPEN_NOFLUSH),
+                }
+            }
+            Err(e) => reply.error(e),
+        }
+    }
+
     fn entry(&self, reply: ReplyEntry, entry: Result<Attr, Errno>) {
         match entry {
             Ok(attr) => reply.entry(&TTL, &file_attr(&attr), generation(&attr)),
@@ -119,15 +145,25 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.entry(reply, self.run(Op::Lookup, |fs| fs.lookup(node(parent), name.as_bytes())));
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = self.run(Op::Lookup, |fs| fs.lookup_for(req.pid(), node(parent), name.as_bytes()));
+        match found {
+            Ok(attr) if attr.is_ghost() => {
+                reply.entry(&Duration::ZERO, &file_attr(&attr), generation(&attr));
+            }
+            Err(e) if !self.fs.is_final(node(parent), name.as_bytes()) => reply.error(e),
+            found => self.entry(reply, found),
+        }
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
         let _ = self.run_infallible(Op::Forget, |fs| fs.forget(node(ino)));
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if self.fs.is_ghost(node(ino), req.pid()) {
+            return reply.error(Errno::ESTALE);
+        }
         attr(reply, self.run(Op::Getattr, |fs| fs.getattr(node(ino))));
     }
 
@@ -235,7 +271,10 @@ impl Filesystem for Adapter {
         self.entry(reply, self.run(Op::Link, |fs| fs.link(node(ino), node(newparent), newname.as_bytes())));
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.fs.is_ghost(node(ino), req.pid()) {
+            return reply.error(Errno::ESTALE);
+        }
         match self.run(Op::Open, |fs| fs.open(node(ino), flags.0)) {
             Ok(opened) => {
                 let fh = FileHandle(opened.fh);
@@ -264,30 +303,25 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let created =
-            self.run(Op::Create, |fs| fs.create(&caller(req), node(parent), name.as_bytes(), mode, flags));
+        let (caller, parent, name) = (caller(req), node(parent), name.as_bytes());
+        let created = self.run(Op::Create, |fs| fs.create(&caller, parent, name, mode, flags));
         match created {
-            Ok((attr, opened)) => {
-                let (fh, file, generation) = (FileHandle(opened.fh), file_attr(&attr), generation(&attr));
-                match opened.data {
-                    Data::Passthrough(id) => {
-                        self.fs.counters.count_passthrough();
-                        // SAFETY: registered with this session, and open until the inode's last release.
-                        let id = unsafe { reply.wrap_backing(id) };
-                        reply.created_passthrough(
-                            &TTL,
-                            &file,
-                            generation,
-                            fh,
-                            FopenFlags::FOPEN_NOFLUSH,
-                            &id,
-                        );
-                        let _ = id.into_raw();
-                    }
-                    Data::Daemon => reply.created(&TTL, &file, generation, fh, FopenFlags::FOPEN_NOFLUSH),
+            Err(e) if e.code() == libc::ENOSPC && self.fs.room_may_come() => {
+                // Room may be made: not on a thread that answers the kernel.
+                let (adapter, name) = (self.clone(), name.to_vec());
+                let wait = move || {
+                    let again = || {
+                        adapter.fs.wait_for_room();
+                        adapter.run(Op::Create, |fs| fs.create(&caller, parent, &name, mode, flags))
+                    };
+                    adapter.created(reply, again());
+                };
+                if let Err(e) = std::thread::Builder::new().name("kvfs-room".into()).spawn(wait) {
+                    // The request was answered with EIO as it was dropped.
+                    tracing::warn!("a new file can't wait for room: {e}");
                 }
             }
-            Err(e) => reply.error(e),
+            created => self.created(reply, created),
         }
     }
 

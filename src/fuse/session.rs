@@ -3,8 +3,10 @@
 //! What always holds: when [`Session::start`] returns, the kernel has been told everything and the mount
 //! will answer as soon as [`Session::run`] is called; when it fails, nothing is left mounted.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use fuser::{Config, SessionACL};
@@ -14,7 +16,7 @@ use super::mount::{MountError, Mounted, mount};
 use crate::backing::{List, Passthrough};
 use crate::config::{MountConfig, PassthroughMode};
 use crate::direct::Direct;
-use crate::fs::{Changed, Fs};
+use crate::fs::{Changed, Fs, Gone};
 use crate::io::BackingRegistry;
 
 /// Why a session can't start.
@@ -90,6 +92,16 @@ impl Session {
         move |node| {
             // Attributes and a directory's cached listing. An error means that the session has ended.
             let _ = notifier.inval_inode(super::convert::ino(node), 0, 0);
+        }
+    }
+
+    /// What tells the kernel that a name has gone without its doing.
+    pub fn teller(&self) -> impl Fn(Gone) + Send + Sync + 'static {
+        let notifier = self.session.notifier();
+        move |Gone { parent, name, node }| {
+            let (parent, node) = (super::convert::ino(parent), super::convert::ino(node));
+            // An error means that the kernel doesn't have the name, or has another file by it already.
+            let _ = notifier.delete(parent, node, OsStr::from_bytes(&name));
         }
     }
 

@@ -60,6 +60,7 @@ impl Disks {
         let options = Options {
             exclusive,
             policies: Policies::new("hash", Default::default()).unwrap(),
+            retention: Default::default(),
             open_dirs: keep,
             idle_files: keep,
         };

@@ -1,0 +1,212 @@
+//! Which files would go, in which order.
+//!
+//! What always holds: a pass over the index holds its lock for a few thousand names at a time; files that
+//! are no regular files are never chosen, and a file's class is judged by the record alone, without the disk.
+
+use std::collections::BinaryHeap;
+
+use parking_lot::RwLock;
+
+use super::creators::{ANYONE, Creators, GONE};
+use super::{Evict, pair, place};
+use crate::index::{CreatorCode, DirId, EntryId, FileRef, Index, Kind, Moment, Slot, What};
+
+/// How little a file is missed. The order is that of eviction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// The only process that could have found it is gone.
+    Orphan = 0,
+    /// Any process can find it again, or store it anew.
+    Found = 1,
+    /// A living process has it in its memory, and may take its absence badly.
+    Remembered = 2,
+}
+
+impl Class {
+    /// All, in order.
+    pub const ALL: [Class; 3] = [Class::Orphan, Class::Found, Class::Remembered];
+
+    fn of(creator: CreatorCode) -> Class {
+        match creator {
+            GONE => Class::Orphan,
+            ANYONE => Class::Found,
+            _ => Class::Remembered,
+        }
+    }
+
+    /// Its name, as status and log show it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Orphan => "orphan",
+            Class::Found => "least recently used",
+            Class::Remembered => "least recently used, its creator lives",
+        }
+    }
+}
+
+/// A file that may go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Victim {
+    /// Its name's entry.
+    pub entry: EntryId,
+    /// What the name stood for.
+    pub file: FileRef,
+    /// Its directory.
+    pub dir: DirId,
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Why it may go.
+    pub class: Class,
+    /// Who made it.
+    pub creator: CreatorCode,
+    /// When it was last used, as far as that is known: if it's used again, it stays.
+    pub used: Moment,
+}
+
+impl Victim {
+    /// Whether a living process has the file in its memory, and will remove its name some day.
+    pub fn is_remembered(&self) -> bool {
+        Creators::is_living(self.creator)
+    }
+}
+
+/// Names looked at while the index is locked.
+const AT_A_TIME: u32 = 8192;
+
+/// The `most` files of a backing that go first, in order.
+pub(super) fn choose(index: &RwLock<Index>, slot: Slot, evict: Evict, most: usize) -> Vec<Victim> {
+    let last = match evict {
+        Evict::Never => return Vec::new(),
+        Evict::Orphans => Class::Orphan,
+        Evict::Lru => Class::Remembered,
+    };
+    // The largest of the kept ones is on top, to be thrown out.
+    let mut kept: BinaryHeap<(Class, Moment, u32)> = BinaryHeap::with_capacity(most + 1);
+    let mut from = 0;
+    loop {
+        let index = index.read();
+        let end = index.end().min(from + AT_A_TIME);
+        for number in from..end {
+            let Some((entry, file)) = index.file_entry(number) else { continue };
+            if file.slot != slot || file.kind != Kind::File {
+                continue;
+            }
+            let (creator, used) = index.use_of(entry);
+            let class = Class::of(creator);
+            if class <= last {
+                kept.push((class, used, number));
+                if kept.len() > most {
+                    kept.pop();
+                }
+            }
+        }
+        if end == index.end() {
+            break;
+        }
+        from = end;
+    }
+    let chosen = kept.into_sorted_vec();
+    let index = index.read();
+    let victim = |(class, used, number): (Class, Moment, u32)| {
+        let (entry, file) = index.file_entry(number)?;
+        let (dir, name) = place(&index, entry);
+        // Metadata goes with its data.
+        if let Some((data, metadata)) = pair(&name)
+            && metadata == name
+            && matches!(index.find(dir, &data), Some((_, What::File(_))))
+        {
+            return None;
+        }
+        let creator = index.use_of(entry).0;
+        (file.slot == slot).then_some(Victim { entry, file, dir, name, class, creator, used })
+    };
+    chosen.into_iter().filter_map(victim).collect()
+}
+
+/// How many files of a backing are in each class.
+pub(super) fn count(index: &RwLock<Index>, slots: usize) -> Vec<[u64; 3]> {
+    let mut counts = vec![[0; 3]; slots];
+    let mut from = 0;
+    loop {
+        let index = index.read();
+        let end = index.end().min(from + AT_A_TIME);
+        for number in from..end {
+            if let Some((entry, file)) = index.file_entry(number)
+                && file.kind == Kind::File
+                && let Some(of_slot) = counts.get_mut(file.slot.index())
+            {
+                of_slot[Class::of(index.use_of(entry).0) as usize] += 1;
+            }
+        }
+        if end == index.end() {
+            return counts;
+        }
+        from = end;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::PackedIno;
+
+    fn add(index: &mut Index, name: &str, slot: u8, creator: u8, used: u32) -> EntryId {
+        let ino = PackedIno::plain(100 + u64::from(index.end())).unwrap();
+        let file = FileRef { slot: Slot(slot), ino, kind: Kind::File, reason: 0 };
+        let entry = index.add_file(DirId::ROOT, name.as_bytes(), file).unwrap().unwrap();
+        index.set_creator(entry, CreatorCode(creator));
+        index.used_at(entry, Moment(used));
+        entry
+    }
+
+    fn names(victims: &[Victim]) -> Vec<&str> {
+        victims.iter().map(|v| std::str::from_utf8(&v.name).unwrap()).collect()
+    }
+
+    #[test]
+    fn orphans_first_then_the_least_recently_used_then_what_somebody_remembers() {
+        let mut index = Index::new(2);
+        for (name, slot, creator, used) in [
+            ("remembered", 0, 7, 1),
+            ("undecided", 0, 2, 2),
+            ("found late", 0, 0, 50),
+            ("found early", 0, 0, 40),
+            ("orphan late", 0, 1, 90),
+            ("orphan early", 0, 1, 80),
+            ("elsewhere", 1, 1, 1),
+        ] {
+            add(&mut index, name, slot, creator, used);
+        }
+        let index = RwLock::new(index);
+        let all = choose(&index, Slot(0), Evict::Lru, 100);
+        let order = ["orphan early", "orphan late", "found early", "found late", "remembered", "undecided"];
+        assert_eq!(names(&all), order);
+        assert!(all[4].is_remembered() && !all[5].is_remembered());
+        assert_eq!(names(&choose(&index, Slot(0), Evict::Lru, 3)), order[..3]);
+        assert_eq!(names(&choose(&index, Slot(0), Evict::Orphans, 100)), order[..2]);
+        assert_eq!(choose(&index, Slot(0), Evict::Never, 100), []);
+        assert_eq!(count(&index, 2), [[2, 2, 2], [1, 0, 0]]);
+    }
+
+    #[test]
+    fn metadata_goes_with_its_data_alone() {
+        let mut index = Index::new(1);
+        add(&mut index, "k.kvcache.safetensors.metadata", 0, 0, 1);
+        add(&mut index, "k.kvcache.safetensors", 0, 0, 5);
+        add(&mut index, "left.kvcache.safetensors.metadata", 0, 0, 3);
+        let index = RwLock::new(index);
+        let chosen = choose(&index, Slot(0), Evict::Lru, 100);
+        assert_eq!(names(&chosen), ["left.kvcache.safetensors.metadata", "k.kvcache.safetensors"]);
+    }
+
+    #[test]
+    fn a_pass_goes_through_all_names() {
+        let mut index = Index::new(1);
+        let entries: Vec<_> =
+            (0..3 * AT_A_TIME).map(|n| add(&mut index, &format!("f{n}"), 0, 0, 1 + n)).collect();
+        index.remove(entries[1]);
+        let index = RwLock::new(index);
+        assert_eq!(names(&choose(&index, Slot(0), Evict::Lru, 3)), ["f0", "f2", "f3"]);
+        assert_eq!(count(&index, 1)[0][1], u64::from(3 * AT_A_TIME) - 1);
+    }
+}
