@@ -35,9 +35,8 @@ import sys
 import time
 from pathlib import Path
 
-from mounted import Mount
 from report import Samples
-from subjects import interleaved
+from subjects import Mount, interleaved
 from throttle import Limits, moved
 
 CLIENT = Path(__file__).resolve().parent / "wholefiles.py"
@@ -216,7 +215,7 @@ def _one(devices, subject, load, seconds, keep):
 
 def measure(drives, binary, options, say):
     """A table of rates; in brackets the share of what the limits allow."""
-    seconds, reps = (2, options.reps or 1) if options.quick else (6, options.reps or 5)
+    seconds, reps = (2, options.reps or 1) if options.quick else (5, options.reps or 5)
     rates = Samples("MB/s")
     with Limits(drives.loops, LIMIT, drives.root):
         for count in (1, 2, 4):
