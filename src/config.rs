@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use crate::backing::MinFree;
 use crate::direct::DirectOptions;
+use crate::placement::GpuMap;
 
 /// Whether file data may be left to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -66,6 +67,8 @@ pub struct MountConfig {
     pub backings: Vec<PathBuf>,
     /// The placement policy's name.
     pub placement: String,
+    /// Which backing the operator gives to which GPU.
+    pub gpu_map: GpuMap,
     /// Whether the kernel may pass data through.
     pub passthrough: PassthroughMode,
     /// A miss in the index is final: nobody else changes the backings.
