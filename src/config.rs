@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use crate::backing::{Defaults, Limit, Spec, parse_bytes};
 use crate::direct::DirectOptions;
+use crate::placement::GpuMap;
 use crate::retention::RetentionOptions;
 
 /// Whether file data may be left to the kernel.
@@ -88,6 +89,8 @@ pub struct MountConfig {
     pub backings: Vec<Spec>,
     /// The placement policy's name.
     pub placement: String,
+    /// Which backing the operator gives to which GPU.
+    pub gpu_map: GpuMap,
     /// Whether the kernel may pass data through.
     pub passthrough: PassthroughMode,
     /// A miss in the index is final: nobody else changes the backings.

@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::background::{Parent, Side, split};
 use super::{Failure, logging};
-use crate::backing::{self, Defaults, MinFree};
+use crate::backing::{self, Defaults, MinFree, Spec};
 use crate::config::{
     Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, backing_specs, default_threads,
 };
@@ -21,7 +21,7 @@ use crate::fs::{Fs, Options};
 use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount};
 use crate::index::Progress;
 use crate::io;
-use crate::placement::{self, Policies};
+use crate::placement::{self, Evidence, EvidenceConfig, GpuMap, Policies};
 use crate::retention::{self, Evict, Marks, RetentionOptions};
 
 /// Mount backing directories as one
@@ -49,6 +49,12 @@ pub(super) struct MountArgs {
     /// weighted by capacity
     #[arg(long, default_value = "by_gpu", value_name = "POLICY")]
     placement: String,
+
+    /// Sends the files of these GPUs to the backings given here, whatever their numbers. A GPU by its UUID
+    /// (GPU-..., MIG-...) or PCI address, a backing by its path or its number in the list, from 0; may be given
+    /// several times
+    #[arg(long, value_name = "GPU=BACKING,...")]
+    gpu_map: Vec<String>,
 
     /// Whether the kernel reads and writes backing files itself. auto: where it can. off: all data goes
     /// through the daemon. require: fail if it can't on every backing
@@ -152,16 +158,19 @@ impl MountArgs {
             None => MinFree::Default,
         };
         let mount_point = check_mount_point(&self.mount_point)?;
-        let backings = self
+        let backings: Vec<Spec> = self
             .backing
             .iter()
             .flat_map(|value| backing_specs(value))
             .collect::<Result<_, _>>()
             .map_err(|e| Failure::bad_value(format!("--backing {e}")))?;
+        let paths: Vec<PathBuf> = backings.iter().map(|spec| spec.path.clone()).collect();
+        let gpu_map = GpuMap::parse(&self.gpu_map, &paths).map_err(Failure::bad_value)?;
         Ok(MountConfig {
             mount_point,
             backings,
             placement: self.placement.clone(),
+            gpu_map,
             passthrough: self.passthrough,
             exclusive: self.exclusive,
             defaults: Defaults { min_free, capacity: self.capacity.each },
@@ -214,14 +223,19 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block().map_err(Failure::other)?;
 
+    let evidence = Arc::new(Evidence::new(evidence_config(config)));
+    let no_such_gpus = evidence.check_map().map_err(Failure::bad_value)?;
     let (backings, made) = backing::prepare(&config.backings, &config.mount_point, config.defaults)?;
     logging::start(log)?;
+    for gpu in no_such_gpus {
+        tracing::warn!("--gpu-map: this server has no GPU {gpu}; what is said of it has no effect");
+    }
     // Before any thread, and after what is the operator's own: backings and log have the operator's umask.
     crate::fs::prepare_process();
     let (engine, io_engine_why) = io::engine(config.threads.get().min(4)).map_err(Failure::other)?;
     let options = Options {
         exclusive: config.exclusive,
-        policies: Policies::new(&config.placement, Arc::default())?,
+        policies: Policies::new(&config.placement, evidence)?,
         retention: config.retention,
         open_dirs: share_of(limit, 4, 16384),
         idle_files: share_of(limit, 8, 4096),
@@ -261,6 +275,17 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     let _ = evictor.join();
     tracing::info!("unmounted from {}", config.mount_point.display());
     ended.map_err(|e| Failure::other(format!("the session ended with an error: {e}")))
+}
+
+fn evidence_config(config: &MountConfig) -> EvidenceConfig {
+    let evidence = EvidenceConfig { gpu_map: config.gpu_map.clone(), ..EvidenceConfig::default() };
+    // A driver for the tests: its files, and its library if it has one.
+    #[cfg(feature = "fault-points")]
+    if let Some(driver) = std::env::var_os("KVFS_TEST_DRIVER_ROOT").map(PathBuf::from) {
+        let nvml = Some(driver.join("libnvidia-ml.so.1"));
+        return EvidenceConfig { driver_root: driver, nvml, ..evidence };
+    }
+    evidence
 }
 
 /// SIGTERM and SIGINT unmount; a busy mount goes on, and says so.

@@ -3,8 +3,9 @@
 //! What always holds: a decision is a plain value, made without allocating; it's only turned into words
 //! when somebody asks. The codes of [`Reason`] are stored with every file and never change their meaning.
 
+use super::evidence::GpuFound;
+use super::evidence::title::Title;
 use super::names::NameInfo;
-use super::process::Title;
 use std::fmt;
 
 /// Why a file is on its backing, in the four bits that the index keeps of it.
@@ -130,10 +131,10 @@ pub struct Detail {
 impl fmt::Display for Detail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.basis {
-            Basis::Ordinal(ordinal) => {
-                let gpu = ordinal.number();
-                write!(f, "{ordinal}, {gpu} % {} = backing {}", self.backings, self.preferred)?;
+            Basis::Gpu(gpu) => {
+                write!(f, "{gpu}, {} % {} = backing {}", gpu.number(), self.backings, self.preferred)?;
             }
+            Basis::Mapped(gpu) => write!(f, "{gpu}; the operator's map gives it backing {}", self.preferred)?,
             Basis::Hash => write!(f, "hash of the name = backing {}", self.preferred)?,
             Basis::NoGpuKnown => {
                 write!(f, "which GPU isn't known; hash of the name = backing {}", self.preferred)?;
@@ -150,7 +151,9 @@ impl fmt::Display for Detail {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Basis {
     /// The number of the GPU that the file belongs to.
-    Ordinal(Ordinal),
+    Gpu(GpuFound),
+    /// What the operator's map says of that GPU.
+    Mapped(GpuFound),
     /// The hash of the name, as the policy's own rule.
     Hash,
     /// The hash of the name, because nothing says which GPU the file belongs to.
@@ -160,14 +163,14 @@ pub enum Basis {
 impl Basis {
     fn reason(self) -> Reason {
         match self {
-            Self::Ordinal(Ordinal::Title { .. }) => Reason::RankInTitle,
-            Self::Ordinal(Ordinal::Name { .. }) => Reason::RankInName,
+            Self::Gpu(gpu) => gpu.reason(),
+            Self::Mapped(_) => Reason::GpuMap,
             Self::Hash | Self::NoGpuKnown => Reason::Hash,
         }
     }
 }
 
-/// The number of a GPU on this server, with the evidence for it.
+/// The local number of a GPU, counted among those that a server sees, with the evidence for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ordinal {
     /// From the title of the process that asked, with the number of GPUs per replica where that was used.

@@ -8,14 +8,18 @@
 mod by_gpu;
 mod decision;
 mod evidence;
+pub mod gpu;
 mod hash;
 pub mod names;
 pub mod process;
 pub mod rendezvous;
 
+#[cfg(test)]
+mod fixture;
+
 pub use by_gpu::ByGpu;
 pub use decision::{Basis, Decision, Detail, Ordinal, Reason};
-pub use evidence::Evidence;
+pub use evidence::{Evidence, EvidenceConfig, GpuFound, GpuMap, GpuMapError};
 pub use hash::Hash;
 
 use std::sync::Arc;

@@ -49,6 +49,13 @@ pub enum Client {
     LlmdFs,
 }
 
+impl Client {
+    /// Whether one process writes the files of all GPUs: what it uses itself says nothing of a file with a rank.
+    pub fn writes_for_others(self) -> bool {
+        matches!(self, Self::LmcacheMp | Self::LmcacheMpNixl)
+    }
+}
+
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
