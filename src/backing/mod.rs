@@ -4,6 +4,7 @@
 //! never through its path again, so a renamed or over-mounted path changes nothing; and every access below
 //! it resolves beneath it, without symbolic links and without crossing into another mount.
 
+mod device;
 mod marker;
 pub mod mountinfo;
 mod setup;
@@ -18,6 +19,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx
 use uuid::Uuid;
 
 use crate::index::Slot;
+pub use device::block_device;
 pub use marker::{MARKER, Marker, MarkerError, RESERVED_PREFIX, is_reserved};
 pub use setup::{Made, SetupError, prepare};
 pub use space::{MinFree, Room, Space, parse_bytes};
@@ -89,6 +91,12 @@ impl Backing {
     /// Whether new files may be put here.
     pub fn takes_new_files(&self) -> bool {
         self.space.has_room(self.root())
+    }
+
+    /// What new files may use, in bytes: what's available, less the reserve.
+    pub fn room_for_new_files(&self) -> u64 {
+        let room = self.space.room(self.root()).unwrap_or_default();
+        room.available.saturating_sub(self.space.min_free)
     }
 
     /// Opens the directory `path` (relative, below the root; empty for the root itself).

@@ -214,7 +214,8 @@ impl Fs {
     /// All backings as placement sees them, with whether each takes new files now.
     fn candidates(&self) -> Vec<Candidate> {
         let usable = |c: &Candidate| self.backings[usize::from(c.slot)].takes_new_files();
-        self.candidates.iter().map(|c| Candidate { usable: usable(c), ..*c }).collect()
+        let free = |c: &Candidate| self.backings[usize::from(c.slot)].room_for_new_files();
+        self.candidates.iter().map(|c| Candidate { usable: usable(c), free: free(c), ..*c }).collect()
     }
 
     /// Why the file is where it is, for people.

@@ -4,6 +4,7 @@
 //! one that the evidence can't name isn't guessed from less trusted evidence, and not knowing is an answer.
 
 use super::names::{self, NameInfo};
+use super::pci::PciAddress;
 use super::process::{Kind, Title, Titles};
 use super::{Asker, Ordinal, Target};
 
@@ -118,6 +119,51 @@ fn gpu_of_title(title: Title, info: Option<&NameInfo>) -> Verdict {
 
 fn known(gpu: u64, title: Title, world: Option<u32>) -> Verdict {
     Verdict::Known(Ordinal::Title { gpu, title, world })
+}
+
+/// A GPU of this server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuFound {
+    number: u64,
+    pci: Option<PciAddress>,
+}
+
+impl GpuFound {
+    /// Its number, counted from 0.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Its PCI address, if that is known.
+    pub fn pci(&self) -> Option<PciAddress> {
+        self.pci
+    }
+}
+
+impl Evidence {
+    /// The GPU that `target`, created by `asker`, belongs to.
+    pub fn gpu_of(&self, asker: &Asker, target: &Target<'_>) -> Option<GpuFound> {
+        static GPUS: std::sync::OnceLock<Vec<PciAddress>> = std::sync::OnceLock::new();
+        let number = self.ordinal(asker, target)?.number();
+        let pci = GPUS.get_or_init(nvidia_gpus).get(usize::try_from(number).ok()?).copied();
+        Some(GpuFound { number, pci })
+    }
+}
+
+/// NVIDIA's GPUs in the order of their PCI addresses.
+fn nvidia_gpus() -> Vec<PciAddress> {
+    let devices = std::path::Path::new("/sys/bus/pci/devices");
+    let names = std::fs::read_dir(devices).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let is_gpu = |address: &PciAddress| {
+        let read =
+            |what| std::fs::read_to_string(devices.join(address.to_string()).join(what)).unwrap_or_default();
+        let class = read("class");
+        read("vendor").trim() == "0x10de" && (class.starts_with("0x0300") || class.starts_with("0x0302"))
+    };
+    let mut gpus: Vec<PciAddress> =
+        names.filter_map(|name| name.to_str()?.parse().ok()).filter(is_gpu).collect();
+    gpus.sort();
+    gpus
 }
 
 #[cfg(test)]
