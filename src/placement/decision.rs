@@ -149,7 +149,7 @@ impl fmt::Display for Detail {
                 write!(f, " = backing {}", self.preferred)?;
             }
             Basis::Nearest { origin, distance } => {
-                write!(f, "nearest: {distance} as {origin} = backing {}", self.preferred)?;
+                write!(f, "{distance} as {origin} = backing {}", self.preferred)?;
             }
             Basis::NearestUnknown => {
                 write!(f, "which is nearest isn't known; hash of the name = backing {}", self.preferred)?;

@@ -118,19 +118,16 @@ pub(super) mod tests {
         assert_eq!(counts(&policy, &list), [0, 0, 600, 0]);
         let decision = choose(&policy, 0, &list);
         assert_eq!(decision.reason, Reason::Nearest);
-        assert_eq!(
-            decision.detail.to_string(),
-            "nearest: same PCIe switch as GPU 3 (0000:04:00.0) = backing 2"
-        );
+        assert_eq!(decision.detail.to_string(), "same PCIe switch as GPU 3 (0000:04:00.0) = backing 2");
         let target = Target { path: b"a" };
         assert_eq!(
             policy.explain(&target, &list),
-            "nearest, from the name alone: nearest: same PCIe switch as GPU 3 (0000:04:00.0) = backing 2"
+            "nearest, from the name alone: same PCIe switch as GPU 3 (0000:04:00.0) = backing 2"
         );
         // Where no distance is short, the one that's known.
         let list = on_disks(&["loop0", "nvme3n1", "nvme4n1"]);
         let detail = choose(&policy, 0, &list).detail.to_string();
-        assert_eq!(detail, "nearest: not the same NUMA node as GPU 3 (0000:04:00.0) = backing 1");
+        assert_eq!(detail, "not the same NUMA node as GPU 3 (0000:04:00.0) = backing 1");
     }
 
     #[test]
