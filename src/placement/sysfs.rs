@@ -8,6 +8,7 @@
 //! (Documentation/admin-guide/sysfs-rules.rst; `numa_node`, `slaves`: Documentation/ABI/{testing,stable}).
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::pci::PciAddress;
@@ -21,6 +22,13 @@ pub(super) struct Place {
     pub(super) chain: Vec<PciAddress>,
     /// The NUMA node.
     pub(super) node: Option<u32>,
+}
+
+/// A NUMA node that has processors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Node {
+    pub(super) number: u32,
+    pub(super) processors: Vec<RangeInclusive<usize>>,
 }
 
 /// A sysfs.
@@ -53,13 +61,13 @@ impl Sysfs {
         disks
     }
 
-    /// The NUMA nodes that have processors, with these.
-    pub(super) fn nodes(&self) -> Vec<(u32, Vec<(usize, usize)>)> {
+    /// The NUMA nodes that have processors; others are memory, a GPU's for example.
+    pub(super) fn nodes(&self) -> Vec<Node> {
         let entries = fs::read_dir(self.root.join("devices/system/node")).into_iter().flatten().flatten();
         let node = |entry: fs::DirEntry| {
             let number = entry.file_name().to_str()?.strip_prefix("node")?.parse().ok()?;
             let processors = ranges(&fs::read_to_string(entry.path().join("cpulist")).ok()?)?;
-            (!processors.is_empty()).then_some((number, processors))
+            (!processors.is_empty()).then_some(Node { number, processors })
         };
         entries.filter_map(node).collect()
     }
@@ -135,12 +143,12 @@ fn is_host_bridge(name: &str) -> bool {
 }
 
 /// Reads a list of processors, `0-31,64` (Documentation/admin-guide/cputopology.rst).
-fn ranges(list: &str) -> Option<Vec<(usize, usize)>> {
+fn ranges(list: &str) -> Option<Vec<RangeInclusive<usize>>> {
     let parts = list.trim().split(',').filter(|part| !part.is_empty());
     parts
         .map(|part| {
             let (from, to) = part.split_once('-').unwrap_or((part, part));
-            Some((from.parse().ok()?, to.parse().ok()?))
+            Some(from.parse().ok()?..=to.parse().ok()?)
         })
         .collect()
 }

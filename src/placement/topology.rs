@@ -9,9 +9,11 @@ use std::sync::OnceLock;
 
 use hashbrown::HashMap;
 use parking_lot::RwLock;
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_getaffinity};
 
 use super::pci::PciAddress;
-use super::sysfs::{Place, Sysfs};
+use super::sysfs::{Node, Place, Sysfs};
 use crate::backing::block_device;
 
 /// How far two devices of a server are from each other; the less, the nearer.
@@ -78,7 +80,7 @@ impl fmt::Display for Origin {
 pub struct Topology {
     sysfs: Sysfs,
     known: RwLock<HashMap<(Origin, u64), Distance>>,
-    nodes: OnceLock<Vec<(u32, Vec<(usize, usize)>)>>,
+    nodes: OnceLock<Vec<Node>>,
 }
 
 impl Topology {
@@ -123,14 +125,15 @@ impl Topology {
         if tid == 0 || nodes.len() < 2 {
             return None;
         }
-        let tid = rustix::process::Pid::from_raw(i32::try_from(tid).ok()?)?;
-        let allowed = rustix::thread::sched_getaffinity(Some(tid)).ok()?;
-        let may_run = |&(from, to): &(usize, usize)| {
-            (from..=to.min(rustix::thread::CpuSet::MAX_CPU - 1)).any(|processor| allowed.is_set(processor))
+        let tid = Pid::from_raw(i32::try_from(tid).ok()?)?;
+        let allowed = sched_getaffinity(Some(tid)).ok()?;
+        let may_run_there = |node: &&Node| {
+            let processors = node.processors.iter().cloned().flatten();
+            processors.take_while(|&cpu| cpu < CpuSet::MAX_CPU).any(|cpu| allowed.is_set(cpu))
         };
-        let mut those = nodes.iter().filter(|(_, processors)| processors.iter().any(may_run));
-        let (node, _) = those.next()?;
-        those.next().is_none().then_some(*node)
+        let mut there = nodes.iter().filter(may_run_there);
+        let node = there.next()?;
+        there.next().is_none().then_some(node.number)
     }
 }
 
