@@ -122,7 +122,7 @@ impl Topology {
     /// a server that has only one, and for thread 0, which is one that can't be seen.
     pub fn node_of(&self, tid: u32) -> Option<u32> {
         let nodes = self.nodes.get_or_init(|| self.sysfs.nodes());
-        if tid == 0 || nodes.len() < 2 {
+        if nodes.len() < 2 {
             return None;
         }
         let tid = Pid::from_raw(i32::try_from(tid).ok()?)?;
