@@ -46,7 +46,8 @@ pub(super) struct MountArgs {
 
     /// Where new files go. by_gpu: to the backing with the number of the GPU that the file belongs to, modulo
     /// the number of backings; by a hash of the name where the GPU isn't known. hash: by a hash of the name,
-    /// weighted by capacity
+    /// weighted by capacity. round-robin: to the next backing. most-free: to the one with the most room.
+    /// nearest: to the one closest to the GPU by PCIe and NUMA
     #[arg(long, default_value = "by_gpu", value_name = "POLICY")]
     placement: String,
 

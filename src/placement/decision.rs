@@ -6,6 +6,7 @@
 use super::evidence::GpuFound;
 use super::evidence::title::Title;
 use super::names::NameInfo;
+use super::topology::{Distance, Origin};
 use std::fmt;
 
 /// Why a file is on its backing, in the four bits that the index keeps of it.
@@ -139,9 +140,28 @@ impl fmt::Display for Detail {
             Basis::NoGpuKnown => {
                 write!(f, "which GPU isn't known; hash of the name = backing {}", self.preferred)?;
             }
+            Basis::Turn => write!(f, "its turn = backing {}", self.preferred)?,
+            Basis::WithItsData => write!(f, "with its data, whose turn it was = backing {}", self.preferred)?,
+            Basis::MostFree { free, alike } => {
+                write!(f, "the most room: {} free", Bytes(free))?;
+                if alike > 0 {
+                    write!(f, ", as {alike} other{}; hash among these", if alike == 1 { "" } else { "s" })?;
+                }
+                write!(f, " = backing {}", self.preferred)?;
+            }
+            Basis::Nearest { origin, distance } => {
+                write!(f, "{distance} as {origin} = backing {}", self.preferred)?;
+            }
+            Basis::NearestUnknown => {
+                write!(f, "which is nearest isn't known; hash of the name = backing {}", self.preferred)?;
+            }
         }
         if self.slot != self.preferred {
-            write!(f, ", which took no new files; hash among the others = backing {}", self.slot)?;
+            let rule = match self.basis {
+                Basis::Nearest { .. } => "the nearest of the others",
+                _ => "hash among the others",
+            };
+            write!(f, ", which took no new files; {rule} = backing {}", self.slot)?;
         }
         Ok(())
     }
@@ -158,6 +178,26 @@ pub enum Basis {
     Hash,
     /// The hash of the name, because nothing says which GPU the file belongs to.
     NoGpuKnown,
+    /// The order of the list: the one after the last file's.
+    Turn,
+    /// The backing of the data that this metadata is of.
+    WithItsData,
+    /// The room there is.
+    MostFree {
+        /// The chosen backing's, in bytes.
+        free: u64,
+        /// How many other backings have about as much.
+        alike: u8,
+    },
+    /// The way to it in the machine.
+    Nearest {
+        /// From where.
+        origin: Origin,
+        /// How long it is.
+        distance: Distance,
+    },
+    /// The hash of the name, because nothing says which backing is nearest.
+    NearestUnknown,
 }
 
 impl Basis {
@@ -165,8 +205,27 @@ impl Basis {
         match self {
             Self::Gpu(gpu) => gpu.reason(),
             Self::Mapped(_) => Reason::GpuMap,
-            Self::Hash | Self::NoGpuKnown => Reason::Hash,
+            Self::Hash | Self::NoGpuKnown | Self::NearestUnknown => Reason::Hash,
+            Self::Turn | Self::WithItsData => Reason::Turn,
+            Self::MostFree { .. } => Reason::MostFree,
+            Self::Nearest { .. } => Reason::Nearest,
         }
+    }
+}
+
+/// A size for people, in the units of `kvfs status`.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut size = self.0 as f64;
+        let mut units = ["B", "KiB", "MiB", "GiB", "TiB"].into_iter().peekable();
+        let mut unit = units.next().unwrap_or_default();
+        while size >= 1024.0 && units.peek().is_some() {
+            size /= 1024.0;
+            unit = units.next().unwrap_or_default();
+        }
+        if unit == "B" { write!(f, "{size} B") } else { write!(f, "{size:.1} {unit}") }
     }
 }
 

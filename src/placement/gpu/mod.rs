@@ -6,9 +6,8 @@
 
 mod inventory;
 mod nvml;
-mod pci;
 mod watch;
 
 pub use inventory::{Gpu, Inventory};
-pub use pci::{NotAnAddress, PciAddress};
+pub use super::pci::{NotAnAddress, PciAddress};
 pub(super) use watch::{Seen, Sources, Watch, ticks_since_boot};

@@ -170,6 +170,23 @@ pub fn key(name: &[u8]) -> &[u8] {
     if key.is_empty() { name } else { key }
 }
 
+/// Which of the two files of one key a name is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The data, which is written first.
+    Data,
+    /// The `.metadata` that goes with it.
+    Metadata,
+}
+
+/// The part that a name is for, of a client that keeps a key in two files: LMCache's `GdsBackend`. Both parts
+/// have the same [`key`].
+pub fn part(name: &[u8]) -> Option<Part> {
+    let name = undecorated(name);
+    lmcache::gds_stem(name)?;
+    Some(if name.ends_with(b".metadata") { Part::Metadata } else { Part::Data })
+}
+
 /// Takes off `.tmp{8 hex}` (LMCache gds), `.tmp.{32 hex}` (LMCache nixl_store_dynamic) or `.tmp.{decimal}`
 /// (LMCache nixl_native).
 fn undecorated(name: &[u8]) -> &[u8] {

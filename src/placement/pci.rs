@@ -49,3 +49,40 @@ impl fmt::Display for PciAddress {
         write!(f, "{:04x}:{:02x}:{:02x}.{:x}", self.domain, self.bus, self.device, self.function)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_is_the_same_address() {
+        for (text, canonical) in [
+            ("0000:17:00.0", "0000:17:00.0"),
+            ("00000000:17:00.0", "0000:17:00.0"),
+            ("0000:C1:1F.7", "0000:c1:1f.7"),
+            ("10000:01:00.0", "10000:01:00.0"),
+            ("17:00.0", "0000:17:00.0"),
+        ] {
+            assert_eq!(text.parse::<PciAddress>().map(|a| a.to_string()).as_deref(), Ok(canonical));
+        }
+    }
+
+    #[test]
+    fn anything_else_is_none() {
+        for text in [
+            "",
+            "0000",
+            "pci0000:00",
+            "0000:17:00",
+            "0000:17:00.8",
+            "0000:17:20.0",
+            "0000:117:00.0",
+            "+000:17:00.0",
+            "0000:17:00.00",
+            "000000000:17:00.0",
+            "0000:17:00.0 ",
+        ] {
+            assert_eq!(text.parse::<PciAddress>(), Err(NotAnAddress), "{text:?}");
+        }
+    }
+}
