@@ -125,7 +125,8 @@ impl Fs {
     /// Whether a new file that finds no room may find it soon: some may be made, or is kept free for files
     /// that are being written.
     pub fn room_may_come(&self) -> bool {
-        self.retention.evicts() || self.backings().iter().any(|b| b.space.promised() > 0)
+        self.retention.has_patience()
+            && (self.retention.evicts() || self.backings().iter().any(|b| b.space.promised() > 0))
     }
 
     /// Waits until a new file would find room; false if it won't, within some seconds.

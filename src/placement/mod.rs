@@ -124,6 +124,7 @@ const POLICIES: &[(&str, MakePolicy)] = &[
 pub struct Policies {
     all: Vec<Box<dyn Policy>>,
     mounts_own: usize,
+    evidence: Arc<Evidence>,
 }
 
 impl Policies {
@@ -134,7 +135,12 @@ impl Policies {
     pub fn new(name: &str, evidence: Arc<Evidence>) -> Result<Self, UnknownPolicy> {
         let named = POLICIES.iter().position(|(known, _)| *known == name);
         let mounts_own = named.ok_or_else(|| UnknownPolicy::new(name))?;
-        Ok(Self { all: POLICIES.iter().map(|(_, make)| make(&evidence)).collect(), mounts_own })
+        Ok(Self { all: POLICIES.iter().map(|(_, make)| make(&evidence)).collect(), mounts_own, evidence })
+    }
+
+    /// The processes that ask.
+    pub fn processes(&self) -> &Arc<process::Processes> {
+        self.evidence.processes()
     }
 
     /// The mount's own policy.

@@ -7,10 +7,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::index::CreatorCode;
+use crate::placement::process::Processes;
 
 /// The attribute that the record is kept in.
 pub const CREATOR_XATTR: &str = "user.kvfs.creator";
@@ -59,6 +61,7 @@ struct Process {
 #[derive(Debug)]
 pub struct Creators {
     proc: PathBuf,
+    processes: Arc<Processes>,
     boot: String,
     namespace: u64,
     /// By code, from [`FIRST`] on.
@@ -76,7 +79,7 @@ const FIRST: u8 = 3;
 
 impl Creators {
     /// With processes looked up in this `/proc`.
-    pub fn new(proc: impl Into<PathBuf>) -> Creators {
+    pub fn new(proc: impl Into<PathBuf>, processes: Arc<Processes>) -> Creators {
         let proc = proc.into();
         let boot = fs::read_to_string(proc.join("sys/kernel/random/boot_id")).unwrap_or_default();
         let namespace = fs::read_link(proc.join("self/ns/pid"))
@@ -84,6 +87,7 @@ impl Creators {
             .and_then(|link| link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok());
         Creators {
             proc,
+            processes,
             boot: boot.trim().to_owned(),
             namespace: namespace.unwrap_or(0),
             living: Mutex::default(),
@@ -177,16 +181,12 @@ impl Creators {
     }
 
     fn process_of(&self, tid: u32) -> Option<Process> {
-        if tid == 0 {
-            return None;
-        }
-        let status = fs::read_to_string(self.proc.join(tid.to_string()).join("status")).ok()?;
-        let pid = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()?;
-        Some(Process { pid, start: start_of(&self.proc, pid)? })
+        let process = self.processes.of(tid)?;
+        Some(Process { pid: process.pid, start: process.start })
     }
 
     fn is_there(&self, process: Process) -> bool {
-        start_of(&self.proc, process.pid) == Some(process.start)
+        self.processes.is_alive(process.pid, process.start)
     }
 }
 
@@ -212,6 +212,10 @@ fn may_be_client(cmdline: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    fn creators(proc: &str) -> Creators {
+        Creators::new(proc, Arc::new(Processes::new(proc)))
+    }
+
     #[test]
     fn records_come_back() {
         let record = Record { boot: "b-1".into(), namespace: 7, pid: 42, start: 99 };
@@ -223,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_process_is_known_until_it_ends() {
-        let creators = Creators::new("/proc");
+        let creators = creators("/proc");
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (code, record) = creators.of_thread(child.id());
         let record = record.unwrap();
@@ -243,7 +247,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_judged_is_undecided() {
-        let creators = Creators::new("/proc");
+        let creators = creators("/proc");
         assert_eq!(creators.of_thread(0), (UNDECIDED, None));
         let (_, record) = creators.of_thread(std::process::id());
         let mine = record.unwrap();
@@ -254,15 +258,12 @@ mod tests {
             GONE,
             "its id is another's"
         );
-        assert_eq!(
-            Creators::new("/nonexistent").of_record(&Record::decode(b"1 b 1 2 3").unwrap()),
-            UNDECIDED
-        );
+        assert_eq!(creators("/nonexistent").of_record(&Record::decode(b"1 b 1 2 3").unwrap()), UNDECIDED);
     }
 
     #[test]
     fn there_is_room_for_252_processes() {
-        let creators = Creators::new("/nonexistent");
+        let creators = creators("/nonexistent");
         let codes: Vec<_> = (0..300).map(|pid| creators.code_of(Process { pid, start: 1 })).collect();
         assert_eq!(codes[252], CreatorCode(255));
         assert!(codes[253..].iter().all(|code| *code == UNDECIDED));

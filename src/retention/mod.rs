@@ -15,7 +15,7 @@ mod status;
 mod survey;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -24,6 +24,7 @@ use crate::backing::List;
 use crate::index::{CreatorCode, DirId, EntryId, FileRef, Index, Moment, Slot};
 use crate::placement::Target;
 use crate::placement::names::{self, Client};
+use crate::placement::process::Processes;
 
 pub use clock::Clock;
 pub use creators::{CREATOR_XATTR, Creators, Record};
@@ -34,6 +35,9 @@ pub use status::{BackingPlan, EvictPlan, PlannedVictim, RetentionStatus};
 
 /// How often who waits for room looks whether it's there.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Creates that may wait for room at a time. More clients at once are told at once that there is none.
+const MOST_WAITING: usize = 512;
 
 /// What may be evicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -134,6 +138,22 @@ struct Pressure {
     stop: bool,
 }
 
+/// A create that waits.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Waiting<'_> {
+    fn begin(count: &AtomicUsize) -> Waiting<'_> {
+        count.fetch_add(1, Relaxed);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 /// A mount's retention.
 pub struct Retention {
     /// How much may stay.
@@ -145,19 +165,22 @@ pub struct Retention {
     pub(crate) counts: Counts,
     pressure: Mutex<Pressure>,
     changed: Condvar,
+    /// Creates that wait now.
+    waiting: AtomicUsize,
     survey: survey::Progress,
 }
 
 impl Retention {
     /// For a mount that begins now.
-    pub fn new(options: RetentionOptions) -> Arc<Retention> {
+    pub fn new(options: RetentionOptions, processes: Arc<Processes>) -> Arc<Retention> {
         Arc::new(Retention {
             options,
             clock: Clock::starting_at(SystemTime::now()),
-            creators: Creators::new("/proc"),
+            creators: Creators::new("/proc", processes),
             counts: Counts::default(),
             pressure: Mutex::default(),
             changed: Condvar::new(),
+            waiting: AtomicUsize::new(0),
             survey: survey::Progress::default(),
         })
     }
@@ -195,6 +218,7 @@ impl Retention {
         is_kept_free: impl Fn() -> bool,
     ) -> bool {
         self.counts.waited.fetch_add(1, Relaxed);
+        let _waiting = Waiting::begin(&self.waiting);
         let until = Instant::now() + patience;
         let found = loop {
             let gone = self.gone();
@@ -231,6 +255,11 @@ impl Retention {
             }
         }
         pressure.stop
+    }
+
+    /// Whether one more create may wait: each has a thread meanwhile.
+    pub fn has_patience(&self) -> bool {
+        self.waiting.load(Relaxed) < MOST_WAITING
     }
 
     /// Orders so many bytes to be freed on these backings, whatever the marks say.
@@ -284,6 +313,10 @@ pub(crate) fn place(index: &Index, entry: EntryId) -> (DirId, Vec<u8>) {
 mod tests {
     use super::*;
 
+    fn processes() -> Arc<Processes> {
+        Arc::new(Processes::new("/proc"))
+    }
+
     #[test]
     fn what_only_its_creator_can_find() {
         assert!(is_known_by_memory(b"meta-llama-Llama-3.1-8B-Instruct@8@3@657aaba709c54b87@bfloat16.pt"));
@@ -310,7 +343,7 @@ mod tests {
 
     #[test]
     fn who_waits_is_let_go_when_nothing_can_be_evicted() {
-        let retention = Retention::new(RetentionOptions::default());
+        let retention = Retention::new(RetentionOptions::default(), processes());
         let evictor = retention.clone();
         let rounds = std::thread::spawn(move || {
             let mut pressure = evictor.pressure.lock();
@@ -324,7 +357,8 @@ mod tests {
         });
         assert!(!retention.wait_for_room(Duration::from_secs(60), || false, || false));
         rounds.join().unwrap();
-        let never = Retention::new(RetentionOptions { evict: Evict::Never, ..Default::default() });
+        let never =
+            Retention::new(RetentionOptions { evict: Evict::Never, ..Default::default() }, processes());
         assert!(never.wait_for_room(Duration::ZERO, || true, || false));
     }
 }

@@ -8,6 +8,6 @@ mod inventory;
 mod nvml;
 mod watch;
 
-pub use inventory::{Gpu, Inventory};
 pub use super::pci::{NotAnAddress, PciAddress};
+pub use inventory::{Gpu, Inventory};
 pub(super) use watch::{Seen, Sources, Watch, ticks_since_boot};
