@@ -273,7 +273,8 @@ impl Space {
         self.asked.store(0, Relaxed);
     }
 
-    fn promised(&self) -> u64 {
+    /// What files that are being written are expected to need, in bytes.
+    pub fn promised(&self) -> u64 {
         let now = self.period();
         self.promises.lock().at(now).bytes.iter().sum()
     }

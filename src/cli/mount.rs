@@ -218,6 +218,8 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     tracing::info!("mounted at {}", config.mount_point.display());
     // The kernel queues what is asked until `run` reads it.
     parent.ready();
+    let rules = fs.clone();
+    std::thread::spawn(move || rules.serve_rules());
     let ended = session.run();
     direct.shutdown();
     drop(control);

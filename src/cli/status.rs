@@ -169,6 +169,13 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
             b.path.display()
         )?;
     }
+    for rule in &s.rules {
+        let placement = rule.placement.as_deref().map(|p| format!("  placement {p}")).unwrap_or_default();
+        let quota = rule
+            .quota
+            .map(|limit| format!("  quota {}, {} used", bytes(limit), bytes(rule.used.unwrap_or_default())));
+        writeln!(out, "  directory /{}{placement}{}", rule.path.display(), quota.unwrap_or_default())?;
+    }
     for problem in s.index.problems.iter().take(5) {
         writeln!(out, "  not shown: {problem}")?;
     }

@@ -67,7 +67,9 @@ impl Fs {
         let handle = self.open.handle(fh)?;
         let flags = FallocateFlags::from_bits_retain(mode as u32);
         rustix::fs::fallocate(handle.node.writable()?, flags, offset, length)
-            .map_err(Error::on(handle.node.slot))
+            .map_err(Error::on(handle.node.slot))?;
+        self.count_size(&handle.node);
+        Ok(())
     }
 
     /// The next data or hole at or after `offset`.
@@ -87,13 +89,15 @@ impl Fs {
         let (mut read_at, mut write_at) = (from.1, to.1);
         // fuse_write_out counts in 32 bits.
         let length = length.min(1 << 30) as usize;
-        rustix::fs::copy_file_range(
+        let copied = rustix::fs::copy_file_range(
             source.node.writable()?,
             Some(&mut read_at),
             target.node.writable()?,
             Some(&mut write_at),
             length,
         )
-        .map_err(Error::on(target.node.slot))
+        .map_err(Error::on(target.node.slot))?;
+        self.count_size(&target.node);
+        Ok(copied)
     }
 }

@@ -33,10 +33,12 @@ impl Fs {
         for _ in 0..TRIES {
             let found = self.index.read().find(dir, name);
             match found {
-                Some((entry, What::File(file))) => match self.stat_entry(dir, name, file) {
-                    Ok((attr, _)) => {
-                        self.remember(entry, file);
-                        return Ok(attr);
+                Some((entry, What::File(file))) => match self.statx_entry(dir, name, file) {
+                    Ok((stat, _)) => {
+                        if self.remember(entry, file) {
+                            self.count_found(entry, file, &stat);
+                        }
+                        return Ok(Attr::new(file.node(), &stat));
                     }
                     Err(e) if e.errno() == Errno::STALE => self.drop_stale(dir, name, file),
                     Err(e) => return Err(e),
@@ -123,13 +125,19 @@ impl Fs {
     /// Attributes of the file that the index has under this name. ESTALE when the backing has none, or
     /// another one.
     pub(super) fn stat_entry(&self, dir: DirId, name: &[u8], file: FileRef) -> Result<(Attr, DirFd)> {
+        let (stat, fd) = self.statx_entry(dir, name, file)?;
+        Ok((Attr::new(file.node(), &stat), fd))
+    }
+
+    /// The same as the backing tells it.
+    pub(super) fn statx_entry(&self, dir: DirId, name: &[u8], file: FileRef) -> Result<(Statx, DirFd)> {
         let gone = |e: Errno| if e == Errno::NOENT { Errno::STALE } else { e };
         let fd = self.dir_fd(file.slot, dir).map_err(|e| Error::on(file.slot)(gone(e.errno())))?;
         let stat = stat_at(&fd, name).map_err(|e| Error::on(file.slot)(gone(e)))?;
         if !self.is_file(&stat, file) {
             return Err(Errno::STALE.into());
         }
-        Ok((Attr::new(file.node(), &stat), fd))
+        Ok((stat, fd))
     }
 
     /// Whether the backing's file is the one that the index means.
@@ -171,15 +179,20 @@ impl Fs {
         merged.map(|attr| Attr { nlink: 2 + subdirs, generation: 0, ..attr }).ok_or(failed)
     }
 
-    /// Lets the index find the entry's node quickly from now on.
-    pub(super) fn remember(&self, entry: EntryId, file: FileRef) {
-        if !self.index.read().is_remembered(entry) {
+    /// Lets the index find the entry's node quickly from now on. Whether sizes are counted.
+    pub(super) fn remember(&self, entry: EntryId, file: FileRef) -> bool {
+        let (remembered, counting) = {
+            let index = self.index.read();
+            (index.is_remembered(entry), index.is_counting())
+        };
+        if !remembered {
             let mut index = self.index.write();
             // It may have gone meanwhile, and its number be another's.
             if index.live(entry) == Some(What::File(file)) {
                 index.remember(entry);
             }
         }
+        counting
     }
 
     /// Takes a name out of the index that its backing doesn't have any more.

@@ -37,6 +37,7 @@ impl Fs {
         if let Some(existing) = self.existing_file(parent, dir, name, flags)? {
             return Ok((existing, self.open(existing.node, flags)?));
         }
+        self.admit(dir)?;
         let make = |place: &Place| {
             let open = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let acting = Acting::as_caller(caller);
@@ -64,7 +65,7 @@ impl Fs {
             Ok((file, Attr::new(file.node(), &stat), fd))
         });
         match made {
-            Ok((file, attr, fd)) => Ok((attr, self.open_created(file, fd, flags)?)),
+            Ok((file, attr, fd)) => Ok((attr, self.open_created(file, fd, flags, self.promise_in(dir))?)),
             // Somebody made it behind the mount's back, on the very backing.
             Err(e) if e.errno() == Errno::EXIST && flags & libc::O_EXCL == 0 => {
                 let existing = self.lookup(parent, name)?;
@@ -186,8 +187,9 @@ impl Fs {
     ) -> Result<T> {
         let asker = Asker { tid: caller.tid, uid: caller.uid, gid: caller.gid };
         let path = self.index.read().path_of(dir, name);
+        let policy = self.policy_in(dir);
         let choose = |candidates: &[_]| {
-            let decision = self.policy().choose(&asker, &Target { path: &path }, candidates)?;
+            let decision = policy.choose(&asker, &Target { path: &path }, candidates)?;
             Some((Slot(decision.slot), Some(decision)))
         };
         self.make_by(choose, dir, name, make, commit)

@@ -22,6 +22,7 @@ mod prefix;
 mod readdir;
 mod remove;
 mod rename;
+mod rules;
 mod setattr;
 mod socket;
 mod stats;
@@ -52,6 +53,7 @@ pub(crate) use pin::{Passage, Pinned};
 pub(crate) use prefix::Found;
 pub use readdir::{DirEntry, DirEntryPlus};
 pub use rename::RenameMode;
+pub use rules::DirRule;
 pub use setattr::{SetAttr, SetTime};
 pub(crate) use socket::SOCKET_NAME;
 pub use stats::{Counters, IndexCounts, Op, StatFs};
@@ -104,6 +106,7 @@ pub struct Fs {
     still: Stillness,
     open: OpenTable,
     policies: Policies,
+    rules: rules::Rules,
     exclusive: bool,
     engine: Arc<dyn Engine>,
     registry: OnceLock<Arc<BackingRegistry>>,
@@ -136,6 +139,7 @@ impl Fs {
             still: Stillness::new(),
             open: OpenTable::new(options.idle_files),
             policies: options.policies,
+            rules: rules::Rules::new(),
             exclusive: options.exclusive,
             engine,
             registry: OnceLock::new(),
@@ -189,6 +193,16 @@ impl Fs {
         self.exclusive
     }
 
+    /// Whether others change a backing too.
+    fn is_shared(&self, slot: Slot) -> bool {
+        self.backings.shared().has(slot)
+    }
+
+    /// Whether others change any backing too.
+    fn others_change(&self) -> bool {
+        !self.backings.shared().is_empty()
+    }
+
     /// A backing. ESTALE when it was removed: the kernel then looks the name up again.
     fn backing(&self, slot: Slot) -> Result<Arc<Backing>> {
         self.backings.get(slot).ok_or_else(|| Errno::STALE.into())
@@ -218,11 +232,12 @@ impl Fs {
     }
 
     /// Why the file is where it is, for people.
-    pub(crate) fn placement_of(&self, node: NodeId, reason: u8, path: &[u8]) -> String {
+    pub(crate) fn placement_of(&self, node: NodeId, reason: u8, dir: DirId, path: &[u8]) -> String {
+        let policy = self.policy_in(dir);
         if let Some(decision) = self.decisions.lock().peek(&node) {
-            return format!("{}: {}", self.policy().name(), decision.detail);
+            return format!("{}: {}", policy.name(), decision.detail);
         }
-        let rule = self.policy().explain(&placement::Target { path }, &self.candidates());
+        let rule = policy.explain(&placement::Target { path }, &self.candidates());
         match Reason::from_code(reason) {
             Some(reason) => format!("{reason} ({rule})"),
             None => rule,

@@ -20,6 +20,7 @@ use slab::Slab;
 
 use super::attr::stat_fd;
 use super::gate::Gate;
+use super::rules::QuotaPromise;
 use super::{DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::{Passthrough, Promise};
 use crate::index::{FileRef, Kind, Node, Slot};
@@ -41,8 +42,8 @@ pub(super) struct OpenNode {
     pub(super) direct: OnceLock<Option<OwnedFd>>,
     /// A number of its own, never used again.
     pub(super) serial: u64,
-    /// Room that it's expected to need, until its creator has closed it.
-    promise: Mutex<Option<Promise>>,
+    /// Room that it's expected to need, on its backing and in quotas, until its creator has closed it.
+    promise: Mutex<Option<(Promise, Vec<QuotaPromise>)>>,
     /// Keeps its truncations apart from transfers of the ioctl path.
     pub(super) gate: Arc<Gate>,
     /// How its data moves, decided at the first open. The lock is held while the kernel is told.
@@ -249,9 +250,15 @@ impl Fs {
     }
 
     /// Opens the file that was just created, by its creator's descriptor.
-    pub(super) fn open_created(&self, file: FileRef, fd: OwnedFd, flags: i32) -> Result<Opened> {
+    pub(super) fn open_created(
+        &self,
+        file: FileRef,
+        fd: OwnedFd,
+        flags: i32,
+        quotas: Vec<QuotaPromise>,
+    ) -> Result<Opened> {
         let new = OpenNode::new(file.node(), file.slot, fd, true);
-        *new.promise.lock() = self.backing(file.slot).ok().map(|backing| backing.space.promise());
+        *new.promise.lock() = self.backing(file.slot).ok().map(|backing| (backing.space.promise(), quotas));
         let open = self.open.enter(new);
         // A new file has nothing to cut off.
         self.finish_open(open, flags & !libc::O_TRUNC)
@@ -361,6 +368,9 @@ impl Fs {
 
     /// The file has lost a name.
     pub(super) fn after_removal(&self, file: FileRef, held: Option<Arc<OpenNode>>) {
+        if let Some(open) = &held {
+            self.count_by_other_name(open);
+        }
         match held {
             Some(open) => self.open.hold_removed(open),
             None => self.open.forget_idle(file.node()),
@@ -380,18 +390,34 @@ impl Fs {
     pub fn release(&self, fh: u64) {
         let Some(handle) = self.open.remove_handle(fh) else { return };
         let node = handle.node.clone();
+        let written = handle.access != libc::O_RDONLY;
         drop(handle);
-        self.keep_promise(&node);
+        self.written(&node, written);
         self.unpin(node);
     }
 
+    /// A handle is done with; its file may have been written by it.
+    fn written(&self, open: &OpenNode, written: bool) {
+        let promise = open.promise.lock().take();
+        // Who asks for room sees the promise or the file, and not both.
+        let settling =
+            promise.as_ref().filter(|(_, quotas)| !quotas.is_empty()).map(|_| self.rules.settling());
+        if written {
+            self.count_size(open);
+        }
+        if let Some((promise, quotas)) = promise {
+            self.keep_promise(open, promise, quotas);
+        }
+        drop(settling);
+    }
+
     /// The creator of a file is done writing it.
-    fn keep_promise(&self, open: &OpenNode) {
-        let Some(promise) = open.promise.lock().take() else { return };
+    fn keep_promise(&self, open: &OpenNode, promise: Promise, quotas: Vec<QuotaPromise>) {
+        let size = stat_fd(&open.fd).ok().map(|stat| stat.stx_size);
         if let Ok(backing) = self.backing(open.slot) {
-            let size = stat_fd(&open.fd).ok().map(|stat| stat.stx_size);
             backing.space.written(promise, size);
         }
+        quotas.into_iter().for_each(|(space, promise)| space.written(promise, size));
     }
 
     /// One open less of a file.

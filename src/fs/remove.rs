@@ -117,6 +117,7 @@ impl Fs {
     /// Whoever is still in the directory, or has it open, can ask for its attributes.
     pub(super) fn dir_is_gone(&self, id: DirId, slots: SlotSet, last: Option<Attr>) {
         self.dirs.forget(id, slots);
+        self.forget_rules(id);
         if let Some(last) = last {
             self.removed_dirs.lock().put(id, last.unlinked());
         }

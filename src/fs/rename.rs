@@ -77,6 +77,7 @@ impl Fs {
         if is_reserved(name) {
             return Err(Errno::NOENT.into());
         }
+        self.settle_both(from.0, to.0);
         loop {
             // The directories have to be there and open before the names are locked; then look again.
             let (source, target) = self.sides(from, to)?;
@@ -95,6 +96,9 @@ impl Fs {
             if self.sides(from, to)? != (source, target) {
                 continue;
             }
+            let exchange = mode == RenameMode::Exchange;
+            let replaced = target.map(|side| (side.entry, side.what));
+            self.may_move(from.0, to.0, (source.entry, source.what), replaced, exchange)?;
             return match (mode, target) {
                 (RenameMode::NoReplace, Some(_)) => Err(Errno::EXIST.into()),
                 (RenameMode::Exchange, None) => Err(Errno::NOENT.into()),
@@ -218,6 +222,7 @@ impl Fs {
         index.set_slots(dir, done);
         drop(index);
         drop(changing);
+        self.rules.unsettle();
         if let Some((target, other, last)) = replaced {
             self.dir_is_gone(other, target.slots, last);
         }
@@ -273,6 +278,10 @@ impl Fs {
         index.exchange(source.entry, target.entry);
         index.set_shadows(source.entry, SlotSet::EMPTY);
         index.set_shadows(target.entry, SlotSet::EMPTY);
+        drop(index);
+        if has_dir {
+            self.rules.unsettle();
+        }
         Ok(())
     }
 }

@@ -399,8 +399,8 @@ impl Filesystem for Adapter {
         empty(reply, self.run(Op::Fsyncdir, |fs| fs.fsyncdir(node(ino))));
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        match self.run(Op::Statfs, |fs| Ok(fs.statfs())) {
+    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match self.run(Op::Statfs, |fs| Ok(fs.statfs(node(ino)))) {
             Ok(s) => reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, 255, s.bsize),
             Err(e) => reply.error(e),
         }
@@ -408,7 +408,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -416,7 +416,9 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.run(Op::Setxattr, |fs| fs.setxattr(node(ino), name.as_bytes(), value, flags)));
+        let name = name.as_bytes();
+        let set = self.run(Op::Setxattr, |fs| fs.setxattr(&caller(req), node(ino), name, value, flags));
+        empty(reply, set);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -427,8 +429,9 @@ impl Filesystem for Adapter {
         xattr(reply, size, self.run(Op::Listxattr, |fs| fs.listxattr(node(ino))));
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.run(Op::Removexattr, |fs| fs.removexattr(node(ino), name.as_bytes())));
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes();
+        empty(reply, self.run(Op::Removexattr, |fs| fs.removexattr(&caller(req), node(ino), name)));
     }
 
     fn ioctl(
