@@ -57,6 +57,11 @@ pub(super) struct MountArgs {
     #[arg(long)]
     exclusive: bool,
 
+    /// How long the kernel may keep names and attributes that others may change (backings with `:shared`):
+    /// seconds, 0 to 3600, with a fraction if need be
+    #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = shared_ttl)]
+    shared_ttl: Duration,
+
     /// What must stay free on each backing: below it, new files go to another. Bytes with K, M, G or T, or a
     /// share such as 2% [default: the larger of 2G and 2%, but no more than 5%]
     #[arg(long, value_name = "SIZE")]
@@ -132,6 +137,7 @@ impl MountArgs {
             placement: self.placement.clone(),
             passthrough: self.passthrough,
             exclusive: self.exclusive,
+            shared_ttl: self.shared_ttl,
             defaults: Defaults { min_free, capacity: None },
             threads: self.threads.unwrap_or_else(default_threads),
             allow_other: self.allow_other,
@@ -186,8 +192,15 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     // Before any thread, and after what is the operator's own: backings and log have the operator's umask.
     crate::fs::prepare_process();
     let (engine, io_engine_why) = io::engine(config.threads.get().min(4)).map_err(Failure::other)?;
+    for backing in backings.iter().filter(|b| !b.is_locked()) {
+        tracing::warn!(
+            "backing {}: its file system has no locks, so nothing keeps a mount without :shared away from it",
+            backing.path.display()
+        );
+    }
     let options = Options {
         exclusive: config.exclusive,
+        shared_ttl: config.shared_ttl,
         policies: Policies::new(&config.placement, Arc::default())?,
         open_dirs: share_of(limit, 4, 16384),
         idle_files: share_of(limit, 8, 4096),
@@ -259,6 +272,13 @@ fn threads(text: &str) -> Result<NonZeroUsize, String> {
     match text.parse() {
         Ok(n @ 1..=64) => NonZeroUsize::new(n).ok_or_else(String::new),
         _ => Err("a number from 1 to 64".into()),
+    }
+}
+
+fn shared_ttl(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds @ 0.0..=3600.0) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("a number of seconds from 0 to 3600".into()),
     }
 }
 

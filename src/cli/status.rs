@@ -158,7 +158,7 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     for b in &s.backings {
         writeln!(
             out,
-            "  {:<4} {:<6} {:>12} {:>10} {:>10} {:>10}  {:<8} {}",
+            "  {:<4} {:<6} {:>12} {:>10} {:>10} {:>10}  {:<8} {}{}",
             b.slot,
             b.state,
             b.files,
@@ -166,7 +166,8 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
             bytes(b.bytes_used),
             bytes(b.bytes_free),
             b.fs,
-            b.path.display()
+            b.path.display(),
+            if b.shared { "  (shared)" } else { "" }
         )?;
     }
     for rule in &s.rules {

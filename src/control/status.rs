@@ -71,6 +71,9 @@ pub struct BackingStatus {
     /// `rw`, or what the operator has set (`ro`, `no-create`, `draining`); `full` when new files go
     /// elsewhere; `failed` when it can't be asked.
     pub state: String,
+    /// Whether others change it too.
+    #[serde(default)]
+    pub shared: bool,
     /// Names of files on it.
     pub files: u64,
     /// Size of its file system in bytes.
@@ -216,6 +219,7 @@ fn backing(backing: &Backing, files: u64) -> BackingStatus {
         path: backing.path.clone(),
         fs: backing.fs_type.clone(),
         state: state.into(),
+        shared: backing.shared,
         files,
         bytes_total: room.total,
         bytes_used: room.total.saturating_sub(room.free),

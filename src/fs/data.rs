@@ -36,6 +36,25 @@ impl Fs {
         }
     }
 
+    /// Writes what was changed through a mapping: it belongs where it is, whatever way the file is open.
+    pub fn write_back(&self, fh: u64, offset: u64, data: &[u8], done: WriteDone) {
+        let handle = match self.open.handle(fh) {
+            Ok(handle) if handle.appends => handle,
+            _ => return self.write(fh, offset, data, done),
+        };
+        let written = handle.node.writable().map_err(|e| e.errno().into()).and_then(|fd| {
+            let mut done = 0;
+            while done < data.len() {
+                match rustix::io::pwrite(fd, &data[done..], offset + done as u64)? {
+                    0 => return Err(Errno::IO.into()),
+                    n => done += n,
+                }
+            }
+            Ok(done)
+        });
+        done(written);
+    }
+
     fn io_file(&self, fh: u64) -> Result<std::sync::Arc<crate::io::IoFile>> {
         self.open.handle(fh)?.io.clone().ok_or_else(|| Errno::IO.into())
     }

@@ -40,6 +40,10 @@ impl Fs {
             }
         }
         let source = self.dir_fd(slot, from.0)?;
+        if self.is_shared(slot) {
+            // Somebody else may have put another file there.
+            self.stat_entry(from.0, from.1, file)?;
+        }
         rustix::fs::linkat(&source, from.1, &target, to.1, AtFlags::empty()).map_err(Error::on(slot))?;
         let mut index = self.index.write();
         let file = FileRef { reason: Reason::SameAsSource.code(), ..file };

@@ -205,6 +205,7 @@ impl Fs {
         make: impl Fn(&Place) -> std::result::Result<M, Errno>,
         commit: impl FnOnce(&Place, M) -> Result<T>,
     ) -> Result<T> {
+        self.still_there(dir)?;
         let mut candidates = self.candidates();
         let mut failed = Error::from(Errno::NOSPC);
         while let Some((slot, decision)) = choose(&candidates) {
@@ -248,6 +249,8 @@ impl Fs {
                     result => return result,
                 }
             }
+            // What somebody else has removed or moved isn't to come back.
+            self.still_there(dir)?;
             let above = self.ensure_dir(slot, parent)?;
             // A rename or removal of the directory takes this lock too.
             let _lock = self.locks.lock(parent, &name);

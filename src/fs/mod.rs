@@ -24,6 +24,7 @@ mod remove;
 mod rename;
 mod rules;
 mod setattr;
+mod shared;
 mod socket;
 mod stats;
 mod still;
@@ -67,6 +68,8 @@ use still::Stillness;
 pub struct Options {
     /// Nobody else changes the backings: a name that the index doesn't have is absent.
     pub exclusive: bool,
+    /// How long the kernel may keep what others may change.
+    pub shared_ttl: Duration,
     /// Where new files go.
     pub policies: Policies,
     /// How many directories may be kept open.
@@ -75,8 +78,8 @@ pub struct Options {
     pub idle_files: NonZeroUsize,
 }
 
-/// How long the kernel may keep what it was told: all changes of a mount go through it.
-pub const TTL: Duration = Duration::from_secs(24 * 3600);
+/// How long the kernel may keep what it was told of a backing that's the mount's alone: all changes go through it.
+pub(crate) const TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// Placement decisions kept for `kvfs locate`.
 const REMEMBERED_DECISIONS: usize = 16384;
@@ -108,6 +111,7 @@ pub struct Fs {
     policies: Policies,
     rules: rules::Rules,
     exclusive: bool,
+    shared_ttl: Duration,
     engine: Arc<dyn Engine>,
     registry: OnceLock<Arc<BackingRegistry>>,
     decisions: Mutex<LruCache<NodeId, Decision>>,
@@ -141,6 +145,7 @@ impl Fs {
             policies: options.policies,
             rules: rules::Rules::new(),
             exclusive: options.exclusive,
+            shared_ttl: options.shared_ttl,
             engine,
             registry: OnceLock::new(),
             decisions: Mutex::new(LruCache::new(keep(REMEMBERED_DECISIONS))),
@@ -191,16 +196,6 @@ impl Fs {
     /// Whether a miss is final.
     pub fn exclusive(&self) -> bool {
         self.exclusive
-    }
-
-    /// Whether others change a backing too.
-    fn is_shared(&self, slot: Slot) -> bool {
-        self.backings.shared().has(slot)
-    }
-
-    /// Whether others change any backing too.
-    fn others_change(&self) -> bool {
-        !self.backings.shared().is_empty()
     }
 
     /// A backing. ESTALE when it was removed: the kernel then looks the name up again.

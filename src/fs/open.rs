@@ -63,6 +63,8 @@ pub enum Data {
     Passthrough(u32),
     /// Requests come to the daemon.
     Daemon,
+    /// All of them do, and the kernel keeps nothing: others write the file too.
+    Uncached,
 }
 
 /// An open file as the kernel is told of it.
@@ -81,6 +83,8 @@ pub(super) struct Handle {
     pub(super) access: i32,
     /// Only where data comes to the daemon.
     pub(super) io: Option<Arc<IoFile>>,
+    /// Whether `io` puts everything at the end of the file.
+    pub(super) appends: bool,
 }
 
 /// Open inodes, each with the number of its opens.
@@ -268,7 +272,8 @@ impl Fs {
         let opened = self.prepare_open(&open, flags);
         match opened {
             Ok((data, io)) => {
-                let handle = Handle { node: open, access: flags & libc::O_ACCMODE, io };
+                let appends = flags & libc::O_APPEND != 0 && data == Data::Uncached;
+                let handle = Handle { node: open, access: flags & libc::O_ACCMODE, io, appends };
                 Ok(Opened { fh: self.open.add_handle(handle), data })
             }
             Err(e) => {
@@ -285,7 +290,7 @@ impl Fs {
         let data = self.data_of(open);
         let io = match data {
             Data::Passthrough(_) => None,
-            Data::Daemon => Some(Arc::new(self.open_io(open, flags)?)),
+            Data::Daemon | Data::Uncached => Some(Arc::new(self.open_io(open, flags)?)),
         };
         Ok((data, io))
     }
@@ -311,19 +316,24 @@ impl Fs {
         }
         match &*mode {
             DataMode::Passthrough(registered) => Data::Passthrough(registered.id()),
+            _ if self.is_shared(open.slot) => Data::Uncached,
             _ => Data::Daemon,
         }
     }
 
     /// The descriptor of one open whose data comes to the daemon.
     fn open_io(&self, open: &OpenNode, flags: i32) -> Result<IoFile> {
-        // Not O_APPEND: the kernel sends the offset. Writers may be asked to read too: a page that is
+        // Not O_APPEND: the kernel sends the offset. Where others write too it doesn't know the end. Writers may be asked to read too: a page that is
         // mapped and written in part is read first.
         let access = match flags & libc::O_ACCMODE {
             libc::O_RDONLY => OFlags::RDONLY,
             _ => OFlags::RDWR,
         };
-        let kept = libc::O_DIRECT | libc::O_SYNC | libc::O_DSYNC | libc::O_NOATIME;
+        let appends = flags & libc::O_APPEND != 0 && self.is_shared(open.slot);
+        let kept = libc::O_SYNC
+            | libc::O_DSYNC
+            | libc::O_NOATIME
+            | if appends { libc::O_APPEND } else { libc::O_DIRECT };
         if open.fd_is_writable && flags & kept == 0 {
             // The creator's own, which its mode (0444, say) doesn't keep from writing.
             return Ok(IoFile::new(open.fd.try_clone()?, None));
@@ -339,7 +349,7 @@ impl Fs {
             e => Err(e),
         });
         let fd = opened.map_err(Error::on(open.slot))?;
-        let direct = flags & libc::O_DIRECT != 0;
+        let direct = flags & kept & libc::O_DIRECT != 0;
         let align = if direct { Some(self.backing(open.slot)?.dio_align) } else { None };
         Ok(IoFile::new(fd, align))
     }
@@ -359,6 +369,11 @@ impl Fs {
     pub(super) fn before_removal(&self, dir: &DirFd, name: &[u8], file: FileRef) -> Option<Arc<OpenNode>> {
         if let Some(open) = self.open.find(file.node()) {
             return Some(open);
+        }
+        // NFS renames a file that is open instead of removing it (nfs_sillyrename in fs/nfs/unlink.c), and others
+        // may remove it without our holding it.
+        if self.is_shared(file.slot) {
+            return None;
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(dir, name, flags, Mode::empty()).ok()?;
@@ -423,7 +438,8 @@ impl Fs {
     /// One open less of a file.
     pub(super) fn unpin(&self, node: Arc<OpenNode>) {
         // A file without a name is not kept.
-        let keep = self.has_name(node.node);
+        // Nor one that somebody else may remove: it would take its room until we close it.
+        let keep = !self.is_shared(node.slot) && self.has_name(node.node);
         let id = node.node;
         self.open.give_back(node, keep);
         // It may have been removed since it was looked for: then either this or the removal finds it.
