@@ -6,6 +6,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::backing::{Defaults, Limit, Spec, parse_bytes};
 use crate::direct::DirectOptions;
@@ -95,6 +96,8 @@ pub struct MountConfig {
     pub passthrough: PassthroughMode,
     /// A miss in the index is final: nobody else changes the backings.
     pub exclusive: bool,
+    /// How long the kernel may keep what others may change.
+    pub shared_ttl: Duration,
     /// What holds for each backing of which nothing else was said.
     pub defaults: Defaults,
     /// How much may stay.

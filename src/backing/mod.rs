@@ -74,6 +74,11 @@ impl Backing {
         self.marker.id
     }
 
+    /// Whether its marker is locked: a shared backing's file system may have no locks.
+    pub fn is_locked(&self) -> bool {
+        self.marker.locked
+    }
+
     /// Its root directory.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()

@@ -303,9 +303,11 @@ fn open_backing(
     }
     accessat(&root, c".", Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
         .map_err(|e| not_writable(path, e.into()))?;
-    let marker = Marker::open(path, &root).map_err(|e| match e {
+    let marker = Marker::open(path, &root, spec.shared).map_err(|e| match e {
         MarkerError::Io(e) => not_writable(path, e),
-        e @ MarkerError::InUse => SetupError::InUse(path.to_owned(), e),
+        e @ (MarkerError::InUse | MarkerError::InSharedUse | MarkerError::InSoleUse) => {
+            SetupError::InUse(path.to_owned(), e)
+        }
         e @ MarkerError::Damaged(_) => SetupError::BadMarker(path.to_owned(), e),
     })?;
     if marker.created {

@@ -67,6 +67,11 @@ pub(super) struct MountArgs {
     #[arg(long)]
     exclusive: bool,
 
+    /// How long the kernel may keep names and attributes that others may change (backings with `:shared`):
+    /// seconds, 0 to 3600, with a fraction if need be
+    #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = shared_ttl)]
+    shared_ttl: Duration,
+
     /// What must stay free on each backing: below it, new files go to another. Bytes with K, M, G or T, or a
     /// share such as 2% [default: the larger of 2G and 2%, but no more than 5%]
     #[arg(long, value_name = "SIZE")]
@@ -176,6 +181,7 @@ impl MountArgs {
             exclusive: self.exclusive,
             defaults: Defaults { min_free, capacity: self.capacity.each },
             retention: self.retention()?,
+            shared_ttl: self.shared_ttl,
             threads: self.threads.unwrap_or_else(default_threads),
             allow_other: self.allow_other,
             direct: self.direct_options()?,
@@ -234,10 +240,17 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     // Before any thread, and after what is the operator's own: backings and log have the operator's umask.
     crate::fs::prepare_process();
     let (engine, io_engine_why) = io::engine(config.threads.get().min(4)).map_err(Failure::other)?;
+    for backing in backings.iter().filter(|b| !b.is_locked()) {
+        tracing::warn!(
+            "backing {}: its file system has no locks, so nothing keeps a mount without :shared away from it",
+            backing.path.display()
+        );
+    }
     let options = Options {
         exclusive: config.exclusive,
         policies: Policies::new(&config.placement, evidence)?,
         retention: config.retention,
+        shared_ttl: config.shared_ttl,
         open_dirs: share_of(limit, 4, 16384),
         idle_files: share_of(limit, 8, 4096),
     };
@@ -269,6 +282,8 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     tracing::info!("mounted at {}", config.mount_point.display());
     // The kernel queues what is asked until `run` reads it.
     parent.ready();
+    let rules = fs.clone();
+    std::thread::spawn(move || rules.serve_rules());
     let ended = session.run();
     direct.shutdown();
     drop(control);
@@ -328,6 +343,13 @@ fn percent(text: &str) -> Result<f64, String> {
     match text.strip_suffix('%').unwrap_or(text).trim().parse() {
         Ok(n) if (1.0..=100.0).contains(&n) => Ok(n),
         _ => Err("a share from 1% to 100%".into()),
+    }
+}
+
+fn shared_ttl(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds @ 0.0..=3600.0) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("a number of seconds from 0 to 3600".into()),
     }
 }
 

@@ -193,7 +193,7 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     for b in &s.backings {
         writeln!(
             out,
-            "  {:<4} {:<6} {:>12} {:>10} {:>10} {:>10}  {:<8} {}",
+            "  {:<4} {:<6} {:>12} {:>10} {:>10} {:>10}  {:<8} {}{}",
             b.slot,
             b.state,
             b.files,
@@ -201,8 +201,16 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
             bytes(b.bytes_used),
             bytes(b.bytes_free),
             b.fs,
-            b.path.display()
+            b.path.display(),
+            if b.shared { "  (shared)" } else { "" }
         )?;
+    }
+    for rule in &s.rules {
+        let placement = rule.placement.as_deref().map(|p| format!("  placement {p}")).unwrap_or_default();
+        let quota = rule
+            .quota
+            .map(|limit| format!("  quota {}, {} used", bytes(limit), bytes(rule.used.unwrap_or_default())));
+        writeln!(out, "  directory /{}{placement}{}", rule.path.display(), quota.unwrap_or_default())?;
     }
     for problem in s.index.problems.iter().take(5) {
         writeln!(out, "  not shown: {problem}")?;

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use daemon::Daemon;
 pub use server::Server;
-pub use status::{About, BackingStatus, IndexStatus, PassthroughStatus, Status};
+pub use status::{About, BackingStatus, IndexStatus, PassthroughStatus, RuleStatus, Status};
 
 /// A question or an order.
 #[derive(Clone, Debug, Serialize, Deserialize)]

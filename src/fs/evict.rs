@@ -10,10 +10,11 @@ use rustix::fs::{AtFlags, Mode, OFlags, Statx};
 use rustix::io::Errno;
 
 use super::attr::stat_fd;
+use super::rules::taken;
 use super::tell::Gone;
 use super::{DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::List;
-use crate::index::{DirId, FileRef, Index, Slot, What};
+use crate::index::{DirId, FileRef, Index, Node, What};
 use crate::retention::{CREATOR_XATTR, Outcome, Seen, Store, Victim, pair};
 
 impl Store for Fs {
@@ -30,7 +31,12 @@ impl Store for Fs {
         let (fd, stat) = open_the_file(&parent, name, |stat| self.is_file(stat, file)).ok()?;
         let record = super::xattr::get_path(&proc_path(&fd), CREATOR_XATTR.as_bytes()).ok();
         let changed = time(&stat.stx_mtime);
-        Some(Seen { bytes: taken(&stat), used: changed.max(time(&stat.stx_atime)), changed, record })
+        Some(Seen {
+            bytes: taken(&stat, self.is_shared(file.slot)),
+            used: changed.max(time(&stat.stx_atime)),
+            changed,
+            record,
+        })
     }
 
     fn evict(&self, victim: &Victim) -> Outcome {
@@ -105,7 +111,7 @@ impl Fs {
             self.ghosts.add(dir, name, victim.creator);
         }
         self.teller.gone(Gone { parent: NodeId::dir(dir), name: name.clone(), node: file.node() });
-        Ok(taken(&stat))
+        Ok(taken(&stat, self.is_shared(file.slot)))
     }
 
     /// Removes the metadata of a file that is about to go, unless it's open.
@@ -130,20 +136,15 @@ impl Fs {
     }
 
     /// Waits until a new file would find room; false if it won't, within some seconds.
-    pub fn wait_for_room(&self) -> bool {
+    pub fn wait_for_room(&self, parent: NodeId) -> bool {
+        let Some(Node::Dir(dir)) = parent.node() else { return false };
+        let is_admitted = || self.admit(dir).is_ok();
         let is_kept_free = || self.backings().iter().any(|b| b.space.promised() > 0);
-        self.retention.wait_for_room(Duration::from_secs(20), || self.has_room(), is_kept_free)
-    }
-
-    /// Says what a file takes, where that is counted.
-    pub(super) fn count_size(&self, entry: crate::index::EntryId, slot: Slot, stat: &Statx) {
-        let index = self.index.read();
-        if index.is_counting() {
-            index.set_size(entry, taken(stat));
-            if let Ok(backing) = self.backing(slot) {
-                backing.space.set_used(index.bytes_on(slot));
-            }
-        }
+        self.retention.wait_for_room(
+            Duration::from_secs(20),
+            || self.has_room() && is_admitted(),
+            is_kept_free,
+        )
     }
 }
 
@@ -157,11 +158,6 @@ fn open_the_file(
     let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
     let stat = stat_fd(&fd)?;
     if is_it(&stat) { Ok((fd, stat)) } else { Err(Errno::STALE) }
-}
-
-/// What a file takes, in bytes: its blocks, but not what the file system keeps ready behind its end.
-fn taken(stat: &Statx) -> u64 {
-    (stat.stx_blocks * 512).min(stat.stx_size.next_multiple_of(4096))
 }
 
 fn time(t: &rustix::fs::StatxTimestamp) -> SystemTime {

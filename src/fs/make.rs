@@ -38,6 +38,7 @@ impl Fs {
         if let Some(existing) = self.existing_file(parent, dir, name, flags)? {
             return Ok((existing, self.open(existing.node, flags)?));
         }
+        self.admit(dir)?;
         let path = self.index.read().path_of(dir, name);
         let creator = self.retention.creator_of(caller.tid, &path);
         let make = |place: &Place| {
@@ -81,7 +82,7 @@ impl Fs {
             Ok((file, Attr::new(file.node(), &stat), fd))
         });
         match made {
-            Ok((file, attr, fd)) => Ok((attr, self.open_created(file, fd, flags)?)),
+            Ok((file, attr, fd)) => Ok((attr, self.open_created(file, fd, flags, self.promise_in(dir))?)),
             // Somebody made it behind the mount's back, on the very backing.
             Err(e) if e.errno() == Errno::EXIST && flags & libc::O_EXCL == 0 => {
                 let existing = self.lookup(parent, name)?;
@@ -203,8 +204,9 @@ impl Fs {
     ) -> Result<T> {
         let asker = Asker { tid: caller.tid, uid: caller.uid, gid: caller.gid };
         let path = self.index.read().path_of(dir, name);
+        let policy = self.policy_in(dir);
         let choose = |candidates: &[_]| {
-            let decision = self.policy().choose(&asker, &Target { path: &path }, candidates)?;
+            let decision = policy.choose(&asker, &Target { path: &path }, candidates)?;
             Some((Slot(decision.slot), Some(decision)))
         };
         self.make_by(choose, dir, name, make, commit)
@@ -220,6 +222,7 @@ impl Fs {
         make: impl Fn(&Place) -> std::result::Result<M, Errno>,
         commit: impl FnOnce(&Place, M) -> Result<T>,
     ) -> Result<T> {
+        self.still_there(dir)?;
         let mut candidates = self.candidates();
         let mut failed = Error::from(Errno::NOSPC);
         while let Some((slot, decision)) = choose(&candidates) {
@@ -263,6 +266,8 @@ impl Fs {
                     result => return result,
                 }
             }
+            // What somebody else has removed or moved isn't to come back.
+            self.still_there(dir)?;
             let above = self.ensure_dir(slot, parent)?;
             // A rename or removal of the directory takes this lock too.
             let _lock = self.locks.lock(parent, &name);

@@ -24,7 +24,9 @@ mod prefix;
 mod readdir;
 mod remove;
 mod rename;
+mod rules;
 mod setattr;
+mod shared;
 mod socket;
 mod stats;
 mod still;
@@ -56,6 +58,7 @@ pub(crate) use pin::{Passage, Pinned};
 pub(crate) use prefix::Found;
 pub use readdir::{DirEntry, DirEntryPlus};
 pub use rename::RenameMode;
+pub use rules::DirRule;
 pub use setattr::{SetAttr, SetTime};
 pub(crate) use socket::SOCKET_NAME;
 pub use stats::{Counters, IndexCounts, Op, StatFs};
@@ -72,6 +75,8 @@ use tell::Teller;
 pub struct Options {
     /// Nobody else changes the backings: a name that the index doesn't have is absent.
     pub exclusive: bool,
+    /// How long the kernel may keep what others may change.
+    pub shared_ttl: Duration,
     /// Where new files go.
     pub policies: Policies,
     /// How much may stay.
@@ -82,8 +87,8 @@ pub struct Options {
     pub idle_files: NonZeroUsize,
 }
 
-/// How long the kernel may keep what it was told: all changes of a mount go through it.
-pub const TTL: Duration = Duration::from_secs(24 * 3600);
+/// How long the kernel may keep what it was told of a backing that's the mount's alone: all changes go through it.
+pub(crate) const TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// Placement decisions kept for `kvfs locate`.
 const REMEMBERED_DECISIONS: usize = 16384;
@@ -113,7 +118,9 @@ pub struct Fs {
     still: Stillness,
     open: OpenTable,
     policies: Policies,
+    rules: rules::Rules,
     exclusive: bool,
+    shared_ttl: Duration,
     engine: Arc<dyn Engine>,
     registry: OnceLock<Arc<BackingRegistry>>,
     decisions: Mutex<LruCache<NodeId, Decision>>,
@@ -153,7 +160,9 @@ impl Fs {
             open: OpenTable::new(options.idle_files),
             retention: Retention::new(options.retention, options.policies.processes().clone()),
             policies: options.policies,
+            rules: rules::Rules::new(),
             exclusive: options.exclusive,
+            shared_ttl: options.shared_ttl,
             engine,
             registry: OnceLock::new(),
             decisions: Mutex::new(LruCache::new(keep(REMEMBERED_DECISIONS))),
@@ -256,11 +265,12 @@ impl Fs {
     }
 
     /// Why the file is where it is, for people.
-    pub(crate) fn placement_of(&self, node: NodeId, reason: u8, path: &[u8]) -> String {
+    pub(crate) fn placement_of(&self, node: NodeId, reason: u8, dir: DirId, path: &[u8]) -> String {
+        let policy = self.policy_in(dir);
         if let Some(decision) = self.decisions.lock().peek(&node) {
-            return format!("{}: {}", self.policy().name(), decision.detail);
+            return format!("{}: {}", policy.name(), decision.detail);
         }
-        let rule = self.policy().explain(&placement::Target { path }, &self.candidates());
+        let rule = policy.explain(&placement::Target { path }, &self.candidates());
         match Reason::from_code(reason) {
             Some(reason) => format!("{reason} ({rule})"),
             None => rule,

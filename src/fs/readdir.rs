@@ -1,8 +1,9 @@
 //! Listing directories.
 //!
 //! What always holds: an entry that is there throughout is listed once, whatever changes meanwhile; a cookie
-//! is good for as long as the mount lives. What a listing says was in the index, not asked of the disk; the
-//! attributes that go with it are asked of the disk.
+//! is good for as long as the mount lives. What a listing says was in the index, not asked of the disk (but for
+//! shared backings, which are read again where a listing begins); the attributes that go with it are asked of
+//! the disk.
 
 use rustix::io::Errno;
 
@@ -50,6 +51,9 @@ impl Fs {
         mut add: impl FnMut(DirEntry<'_>) -> bool,
     ) -> Result<()> {
         let dir = self.dir_of(node)?;
+        if offset == 0 && self.others_change() {
+            self.reconcile(dir);
+        }
         let index = self.index.read();
         let parent = NodeId::dir(index.parent(dir));
         for (at, (name, node)) in [(&b"."[..], node), (b"..", parent)].into_iter().enumerate() {

@@ -22,7 +22,8 @@ use fuser::{
 use super::convert::{caller, errno, file_attr, file_type, generation, ino, node, set_time};
 use super::reply::{ABSENT, attr, empty, io_errno, ioctl, xattr};
 use crate::direct::{Direct, Reply, Target};
-use crate::fs::{self, Attr, Data, Fs, Op, RenameMode, SetAttr, TTL, Whence};
+use crate::fs::{self, Attr, Data, Fs, Op, RenameMode, SetAttr, Whence};
+use crate::index::NodeId;
 
 /// What a request carries at most: the kernel's own limit (fs.fuse.max_pages_limit, 256 pages).
 const MAX_WRITE: u32 = 1 << 20;
@@ -35,6 +36,14 @@ const MAX_BACKGROUND: u16 = 256;
 pub(super) struct Wanted {
     /// Passthrough, with backings stacked this deep (1: plain file systems; 2: on overlayfs).
     pub(super) passthrough: Option<u32>,
+}
+
+/// What the kernel is to do with an open file that isn't passed through.
+fn flags_of(data: Data) -> FopenFlags {
+    match data {
+        Data::Uncached => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_DIRECT_IO,
+        _ => FopenFlags::FOPEN_NOFLUSH,
+    }
 }
 
 /// fuser's view of a [`Fs`] and of its fast path.
@@ -79,13 +88,14 @@ impl Adapter {
         match created {
             Ok((attr, opened)) => {
                 let (fh, file, generation) = (FileHandle(opened.fh), file_attr(&attr), generation(&attr));
+                let ttl = self.fs.ttl(attr.node);
                 match opened.data {
                     Data::Passthrough(id) => {
                         self.fs.counters.count_passthrough();
                         // SAFETY: registered with this session, and open until the inode's last release.
                         let id = unsafe { reply.wrap_backing(id) };
                         reply.created_passthrough(
-                            &TTL,
+                            &ttl,
                             &file,
                             generation,
                             fh,
@@ -94,7 +104,7 @@ impl Adapter {
                         );
                         let _ = id.into_raw();
                     }
-                    Data::Daemon => reply.created(&TTL, &file, generation, fh, FopenFlags::FOPEN_NOFLUSH),
+                    other => reply.created(&ttl, &file, generation, fh, flags_of(other)),
                 }
             }
             Err(e) => reply.error(e),
@@ -103,10 +113,10 @@ impl Adapter {
 
     fn entry(&self, reply: ReplyEntry, entry: Result<Attr, Errno>) {
         match entry {
-            Ok(attr) => reply.entry(&TTL, &file_attr(&attr), generation(&attr)),
+            Ok(attr) => reply.entry(&self.fs.ttl(attr.node), &file_attr(&attr), generation(&attr)),
             // A node of 0 with a time to live is a miss that the kernel may remember.
-            Err(e) if e.code() == libc::ENOENT && self.fs.exclusive() => {
-                reply.entry(&TTL, &ABSENT, Generation(0));
+            Err(e) if e.code() == libc::ENOENT && self.fs.keeps_misses() => {
+                reply.entry(&self.fs.ttl(NodeId(0)), &ABSENT, Generation(0));
             }
             Err(e) => reply.error(e),
         }
@@ -164,7 +174,7 @@ impl Filesystem for Adapter {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        attr(reply, self.run(Op::Getattr, |fs| fs.getattr(node(ino))));
+        attr(reply, &self.fs, self.run(Op::Getattr, |fs| fs.getattr(node(ino))));
     }
 
     fn setattr(
@@ -190,14 +200,17 @@ impl Filesystem for Adapter {
         if self.fs.setattr_waits(node(ino), &set) {
             // A truncation, behind transfers that may take long: not on a thread that answers the kernel.
             let adapter = self.clone();
-            let wait = move || attr(reply, adapter.run(Op::Setattr, |fs| fs.setattr(node(ino), &set)));
+            let wait = move || {
+                let result = adapter.run(Op::Setattr, |fs| fs.setattr(node(ino), &set));
+                attr(reply, &adapter.fs, result);
+            };
             if let Err(e) = std::thread::Builder::new().name("kvfs-truncate".into()).spawn(wait) {
                 // The request was answered with EIO as it was dropped.
                 tracing::warn!("a truncation can't wait for its turn: {e}");
             }
             return;
         }
-        attr(reply, self.run(Op::Setattr, |fs| fs.setattr(node(ino), &set)));
+        attr(reply, &self.fs, self.run(Op::Setattr, |fs| fs.setattr(node(ino), &set)));
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -286,7 +299,7 @@ impl Filesystem for Adapter {
                         reply.opened_passthrough(fh, FopenFlags::FOPEN_NOFLUSH, &id);
                         let _ = id.into_raw();
                     }
-                    Data::Daemon => reply.opened(fh, FopenFlags::FOPEN_NOFLUSH),
+                    other => reply.opened(fh, flags_of(other)),
                 }
             }
             Err(e) => reply.error(e),
@@ -306,12 +319,12 @@ impl Filesystem for Adapter {
         let (caller, parent, name) = (caller(req), node(parent), name.as_bytes());
         let created = self.run(Op::Create, |fs| fs.create(&caller, parent, name, mode, flags));
         match created {
-            Err(e) if e.code() == libc::ENOSPC && self.fs.room_may_come() => {
+            Err(e) if matches!(e.code(), libc::ENOSPC | libc::EDQUOT) && self.fs.room_may_come() => {
                 // Room may be made: not on a thread that answers the kernel.
                 let (adapter, name) = (self.clone(), name.to_vec());
                 let wait = move || {
                     let again = || {
-                        adapter.fs.wait_for_room();
+                        adapter.fs.wait_for_room(parent);
                         adapter.run(Op::Create, |fs| fs.create(&caller, parent, &name, mode, flags))
                     };
                     adapter.created(reply, again());
@@ -350,7 +363,7 @@ impl Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
@@ -359,7 +372,13 @@ impl Filesystem for Adapter {
             Ok(written) => reply.written(written as u32),
             Err(e) => reply.error(io_errno(Op::Write, &e)),
         });
-        let _ = self.run_infallible(Op::Write, |fs| fs.write(fh.0, offset, data, done));
+        let _ = self.run_infallible(Op::Write, |fs| {
+            if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                fs.write_back(fh.0, offset, data, done);
+            } else {
+                fs.write(fh.0, offset, data, done);
+            }
+        });
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -390,9 +409,13 @@ impl Filesystem for Adapter {
         empty(reply, self.run(Op::Fsync, |fs| fs.fsync(fh.0, datasync)));
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // Listing needs no handle: the kernel needn't ask again.
-        reply.error(Errno::ENOSYS);
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.run(Op::Opendir, |fs| fs.opendir(node(ino))) {
+            Ok(true) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            // Listing needs no handle: the kernel needn't ask again.
+            Ok(false) => reply.error(Errno::ENOSYS),
+            Err(e) => reply.error(e),
+        }
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -418,7 +441,7 @@ impl Filesystem for Adapter {
         let listed = self.run(Op::Readdirplus, |fs| {
             fs.readdirplus(node(parent), offset, |e| {
                 // What isn't known is asked for when it's needed.
-                let ttl = if e.known { TTL } else { Duration::ZERO };
+                let ttl = if e.known { fs.ttl(e.attr.node) } else { Duration::ZERO };
                 let name = OsStr::from_bytes(&e.name);
                 reply.add(ino(e.attr.node), e.next, name, &ttl, &file_attr(&e.attr), generation(&e.attr))
             })
@@ -433,8 +456,8 @@ impl Filesystem for Adapter {
         empty(reply, self.run(Op::Fsyncdir, |fs| fs.fsyncdir(node(ino))));
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        match self.run(Op::Statfs, |fs| Ok(fs.statfs())) {
+    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match self.run(Op::Statfs, |fs| Ok(fs.statfs(node(ino)))) {
             Ok(s) => reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, 255, s.bsize),
             Err(e) => reply.error(e),
         }
@@ -442,7 +465,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -450,7 +473,9 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.run(Op::Setxattr, |fs| fs.setxattr(node(ino), name.as_bytes(), value, flags)));
+        let name = name.as_bytes();
+        let set = self.run(Op::Setxattr, |fs| fs.setxattr(&caller(req), node(ino), name, value, flags));
+        empty(reply, set);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -461,8 +486,9 @@ impl Filesystem for Adapter {
         xattr(reply, size, self.run(Op::Listxattr, |fs| fs.listxattr(node(ino))));
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.run(Op::Removexattr, |fs| fs.removexattr(node(ino), name.as_bytes())));
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes();
+        empty(reply, self.run(Op::Removexattr, |fs| fs.removexattr(&caller(req), node(ino), name)));
     }
 
     fn ioctl(

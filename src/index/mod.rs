@@ -27,6 +27,7 @@ use entry::{Entry, INODE, SHADOWED, Target};
 pub use entry::{EntryId, FileRef, What};
 use names::Names;
 pub use node::{DirId, Kind, MAX_BACKINGS, Node, NodeId, PackedIno, Slot, SlotSet};
+pub(crate) use scan::identify;
 pub use scan::{Problem, Progress, Report, Source, Subtree, merge_subtree, read_subtree, scan};
 pub use usage::{CreatorCode, Moment};
 

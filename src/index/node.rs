@@ -35,6 +35,16 @@ impl SlotSet {
         if n >= 64 { SlotSet(u64::MAX) } else { SlotSet((1 << n) - 1) }
     }
 
+    /// The set as bits, slot 0's the lowest.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The set of these bits.
+    pub fn from_bits(bits: u64) -> SlotSet {
+        SlotSet(bits)
+    }
+
     /// Just `slot`.
     pub fn one(slot: Slot) -> SlotSet {
         SlotSet(1 << slot.0)

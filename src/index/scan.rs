@@ -150,6 +150,7 @@ pub fn scan(sources: &[Source<'_>], mut progress: impl FnMut(Progress)) -> Resul
 }
 
 /// What is below one directory of one backing, read but not yet part of an index.
+#[derive(Default)]
 pub struct Subtree(Vec<Batch>);
 
 /// Reads what is below a directory that appeared behind the mount's back. `source.root` is that directory.
@@ -476,7 +477,7 @@ impl Batch {
 }
 
 /// The type and inode number: from the directory, or by a stat where it doesn't tell the type.
-fn identify(dir: &OwnedFd, name: &[u8], file_type: FileType, ino: u64) -> Option<(Kind, u64)> {
+pub(crate) fn identify(dir: &OwnedFd, name: &[u8], file_type: FileType, ino: u64) -> Option<(Kind, u64)> {
     let kind = match file_type {
         FileType::RegularFile => Kind::File,
         FileType::Directory => Kind::Dir,

@@ -146,6 +146,22 @@ impl Index {
         self.account(entry, file.slot, u64::from(grains) * GRAIN, old);
     }
 
+    /// Says how much the file behind a node that the kernel knows takes, in bytes. Of several names one counts:
+    /// the one that did, else any that the kernel knows. `false` when it knows none.
+    pub fn set_node_size(&self, slot: Slot, ino: PackedIno, bytes: u64) -> bool {
+        let node = NodeId::file(slot, ino);
+        let names = self.by_node.iter_hash(self.hasher.hash_one(node)).map(|e| EntryId(*e));
+        let mut first = None;
+        for entry in names.filter(|e| self.what(*e).node() == node) {
+            if self.size(entry) > 0 {
+                self.set_size(entry, bytes);
+                return true;
+            }
+            first = first.or(Some(entry));
+        }
+        first.inspect(|entry| self.set_size(*entry, bytes)).is_some()
+    }
+
     /// What the file takes, as it was last told. 0 where sizes aren't counted.
     pub fn size(&self, entry: EntryId) -> u64 {
         self.usage.size(entry)

@@ -10,7 +10,6 @@ use proptest::sample::{Index, select};
 use uuid::Uuid;
 
 use super::nearest::tests::on;
-use super::process::Titles;
 use super::topology::tests::{Machine, all_names, device};
 use super::*;
 
@@ -18,7 +17,16 @@ static MACHINE: LazyLock<Machine> = LazyLock::new(Machine::new);
 
 /// Each policy of the table, and `nearest` on a machine that has something near.
 fn policies() -> Vec<Box<dyn Policy>> {
-    let evidence = || Arc::new(Evidence::new(Titles::new("/nonexistent")));
+    let evidence = || {
+        let none = std::path::PathBuf::from("/nonexistent");
+        let nothing = EvidenceConfig {
+            proc_root: none.clone(),
+            driver_root: none.clone(),
+            nvml: Some(none),
+            ..EvidenceConfig::default()
+        };
+        Arc::new(Evidence::new(nothing))
+    };
     let mut all: Vec<_> = POLICIES.iter().map(|(_, make)| make(&evidence())).collect();
     for gpu in ["0000:04:00.0", "0000:85:00.0"] {
         all.push(Box::new(on(&MACHINE, Some(gpu))));

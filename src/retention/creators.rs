@@ -58,7 +58,6 @@ struct Process {
 }
 
 /// All processes that made files which only they can find.
-#[derive(Debug)]
 pub struct Creators {
     proc: PathBuf,
     processes: Arc<Processes>,
@@ -212,7 +211,7 @@ fn may_be_client(cmdline: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn creators(proc: &str) -> Creators {
+    fn with_proc(proc: &str) -> Creators {
         Creators::new(proc, Arc::new(Processes::new(proc)))
     }
 
@@ -227,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_process_is_known_until_it_ends() {
-        let creators = creators("/proc");
+        let creators = with_proc("/proc");
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (code, record) = creators.of_thread(child.id());
         let record = record.unwrap();
@@ -247,7 +246,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_judged_is_undecided() {
-        let creators = creators("/proc");
+        let creators = with_proc("/proc");
         assert_eq!(creators.of_thread(0), (UNDECIDED, None));
         let (_, record) = creators.of_thread(std::process::id());
         let mine = record.unwrap();
@@ -258,12 +257,12 @@ mod tests {
             GONE,
             "its id is another's"
         );
-        assert_eq!(creators("/nonexistent").of_record(&Record::decode(b"1 b 1 2 3").unwrap()), UNDECIDED);
+        assert_eq!(with_proc("/nonexistent").of_record(&Record::decode(b"1 b 1 2 3").unwrap()), UNDECIDED);
     }
 
     #[test]
     fn there_is_room_for_252_processes() {
-        let creators = creators("/nonexistent");
+        let creators = with_proc("/nonexistent");
         let codes: Vec<_> = (0..300).map(|pid| creators.code_of(Process { pid, start: 1 })).collect();
         assert_eq!(codes[252], CreatorCode(255));
         assert!(codes[253..].iter().all(|code| *code == UNDECIDED));

@@ -11,10 +11,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::creators::GONE;
+use super::plan::From;
 use super::survey::Survey;
 use super::{Class, Evict, Outcome, Retention, Store, plan, recency};
 use crate::backing::Backing;
-use crate::index::{MAX_BACKINGS, Slot};
+use crate::index::{MAX_BACKINGS, Slot, SlotSet};
 
 /// How often room is looked at when nobody asks.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -77,6 +78,7 @@ impl Evictor {
                 }
             }
             ordered.clear();
+            self.relieve_tenants();
             self.end_round();
             if self.saved.elapsed() > SAVE {
                 self.save();
@@ -201,7 +203,8 @@ impl Evictor {
                 break;
             }
             let evict = self.retention.options.evict;
-            let victims = plan::choose(self.store.index(), backing.slot, evict, AT_A_TIME);
+            let from = From::Backing(backing.slot);
+            let victims = plan::choose(self.store.index(), from, evict, AT_A_TIME);
             let (freed, gone) = self.take(victims, missing, &mut files);
             bytes += freed;
             ordered = ordered.saturating_sub(freed);
@@ -220,6 +223,34 @@ impl Evictor {
                 files[1] + files[2],
                 files[2]
             );
+        }
+    }
+
+    /// Evicts from directories that are near their quotas.
+    fn relieve_tenants(&mut self) {
+        if !self.retention.evicts() {
+            return;
+        }
+        let backings = self.store.backings();
+        let slots: SlotSet = backings.iter().filter(|b| b.evictable).map(|b| b.slot).collect();
+        let typical = backings.iter().map(|b| b.space.typical()).max().unwrap_or(0);
+        let quotas: Vec<_> = self.store.index().read().quotas().collect();
+        for (dir, limit, used) in quotas {
+            let level = self.retention.options.marks.of(limit, limit.saturating_sub(used), typical);
+            if level.missing() == 0 {
+                continue;
+            }
+            let from = From::Below(dir, slots);
+            let victims = plan::choose(self.store.index(), from, self.retention.options.evict, AT_A_TIME);
+            let mut files = [0; 3];
+            let (bytes, gone) = self.take(victims, level.missing(), &mut files);
+            if gone > 0 {
+                let path = self.store.index().read().path(dir);
+                tracing::info!(
+                    "{}: evicted {gone} files of {bytes} bytes, for its quota of {limit}",
+                    String::from_utf8_lossy(&path)
+                );
+            }
         }
     }
 
@@ -298,7 +329,7 @@ impl Retention {
         let wanted = bytes.unwrap_or_else(|| level.missing());
         let victims = match (backing.evictable, wanted) {
             (false, _) | (_, 0) => Vec::new(),
-            _ => plan::choose(store.index(), backing.slot, self.options.evict, AT_A_TIME),
+            _ => plan::choose(store.index(), From::Backing(backing.slot), self.options.evict, AT_A_TIME),
         };
         let mut plan = super::BackingPlan::new(backing, level, wanted);
         for victim in victims {

@@ -3,13 +3,13 @@
 //! What always holds: a pass over the index holds its lock for a few thousand names at a time; files that
 //! are no regular files are never chosen, and a file's class is judged by the record alone, without the disk.
 
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 
 use parking_lot::RwLock;
 
 use super::creators::{ANYONE, Creators, GONE};
 use super::{Evict, pair, place};
-use crate::index::{CreatorCode, DirId, EntryId, FileRef, Index, Kind, Moment, Slot, What};
+use crate::index::{CreatorCode, DirId, EntryId, FileRef, Index, Kind, Moment, Slot, SlotSet, What};
 
 /// How little a file is missed. The order is that of eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,8 +73,30 @@ impl Victim {
 /// Names looked at while the index is locked.
 const AT_A_TIME: u32 = 8192;
 
-/// The `most` files of a backing that go first, in order.
-pub(super) fn choose(index: &RwLock<Index>, slot: Slot, evict: Evict, most: usize) -> Vec<Victim> {
+/// Where victims are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum From {
+    /// On a backing.
+    Backing(Slot),
+    /// In a directory and below it, on these backings.
+    Below(DirId, SlotSet),
+}
+
+impl From {
+    /// `known` keeps which directories are below.
+    fn has(self, index: &Index, entry: EntryId, file: FileRef, known: &mut HashMap<DirId, bool>) -> bool {
+        match self {
+            From::Backing(slot) => file.slot == slot,
+            From::Below(top, slots) => {
+                let dir = index.place(entry).0;
+                slots.has(file.slot) && *known.entry(dir).or_insert_with(|| index.is_within(dir, top))
+            }
+        }
+    }
+}
+
+/// The `most` files there that go first, in order.
+pub(super) fn choose(index: &RwLock<Index>, from: From, evict: Evict, most: usize) -> Vec<Victim> {
     let last = match evict {
         Evict::Never => return Vec::new(),
         Evict::Orphans => Class::Orphan,
@@ -82,13 +104,15 @@ pub(super) fn choose(index: &RwLock<Index>, slot: Slot, evict: Evict, most: usiz
     };
     // The largest of the kept ones is on top, to be thrown out.
     let mut kept: BinaryHeap<(Class, Moment, u32)> = BinaryHeap::with_capacity(most + 1);
-    let mut from = 0;
+    let mut next = 0;
     loop {
         let index = index.read();
-        let end = index.end().min(from + AT_A_TIME);
-        for number in from..end {
+        let end = index.end().min(next + AT_A_TIME);
+        // Directories may be moved as soon as the index isn't locked.
+        let mut below = HashMap::new();
+        for number in next..end {
             let Some((entry, file)) = index.file_entry(number) else { continue };
-            if file.slot != slot || file.kind != Kind::File {
+            if file.kind != Kind::File || !from.has(&index, entry, file, &mut below) {
                 continue;
             }
             let (creator, used) = index.use_of(entry);
@@ -103,10 +127,11 @@ pub(super) fn choose(index: &RwLock<Index>, slot: Slot, evict: Evict, most: usiz
         if end == index.end() {
             break;
         }
-        from = end;
+        next = end;
     }
     let chosen = kept.into_sorted_vec();
     let index = index.read();
+    let mut below = HashMap::new();
     let victim = |(class, used, number): (Class, Moment, u32)| {
         let (entry, file) = index.file_entry(number)?;
         let (dir, name) = place(&index, entry);
@@ -118,7 +143,15 @@ pub(super) fn choose(index: &RwLock<Index>, slot: Slot, evict: Evict, most: usiz
             return None;
         }
         let creator = index.use_of(entry).0;
-        (file.slot == slot).then_some(Victim { entry, file, dir, name, class, creator, used })
+        from.has(&index, entry, file, &mut below).then_some(Victim {
+            entry,
+            file,
+            dir,
+            name,
+            class,
+            creator,
+            used,
+        })
     };
     chosen.into_iter().filter_map(victim).collect()
 }
@@ -178,13 +211,13 @@ mod tests {
             add(&mut index, name, slot, creator, used);
         }
         let index = RwLock::new(index);
-        let all = choose(&index, Slot(0), Evict::Lru, 100);
+        let all = choose(&index, From::Backing(Slot(0)), Evict::Lru, 100);
         let order = ["orphan early", "orphan late", "found early", "found late", "remembered", "undecided"];
         assert_eq!(names(&all), order);
         assert!(all[4].is_remembered() && !all[5].is_remembered());
-        assert_eq!(names(&choose(&index, Slot(0), Evict::Lru, 3)), order[..3]);
-        assert_eq!(names(&choose(&index, Slot(0), Evict::Orphans, 100)), order[..2]);
-        assert_eq!(choose(&index, Slot(0), Evict::Never, 100), []);
+        assert_eq!(names(&choose(&index, From::Backing(Slot(0)), Evict::Lru, 3)), order[..3]);
+        assert_eq!(names(&choose(&index, From::Backing(Slot(0)), Evict::Orphans, 100)), order[..2]);
+        assert_eq!(choose(&index, From::Backing(Slot(0)), Evict::Never, 100), []);
         assert_eq!(count(&index, 2), [[2, 2, 2], [1, 0, 0]]);
     }
 
@@ -195,8 +228,27 @@ mod tests {
         add(&mut index, "k.kvcache.safetensors", 0, 0, 5);
         add(&mut index, "left.kvcache.safetensors.metadata", 0, 0, 3);
         let index = RwLock::new(index);
-        let chosen = choose(&index, Slot(0), Evict::Lru, 100);
+        let chosen = choose(&index, From::Backing(Slot(0)), Evict::Lru, 100);
         assert_eq!(names(&chosen), ["left.kvcache.safetensors.metadata", "k.kvcache.safetensors"]);
+    }
+
+    #[test]
+    fn a_tenants_files_alone() {
+        let mut index = Index::new(2);
+        let tenant = index.add_dir(DirId::ROOT, b"t", SlotSet::first(2)).unwrap().unwrap();
+        let inner = index.add_dir(tenant, b"in", SlotSet::first(2)).unwrap().unwrap();
+        add(&mut index, "others", 0, 0, 1);
+        for (name, slot, dir) in [("one", 0, tenant), ("two", 1, inner)] {
+            let entry = add(&mut index, name, slot, 0, 5 + u32::from(slot));
+            index.rename(entry, dir, name.as_bytes()).unwrap();
+        }
+        let index = RwLock::new(index);
+        let below = |slots| {
+            let chosen = choose(&index, From::Below(tenant, slots), Evict::Lru, 9);
+            names(&chosen).join(" ")
+        };
+        assert_eq!(below(SlotSet::first(2)), "one two");
+        assert_eq!(below(SlotSet::one(Slot(1))), "two", "the other backing isn't evicted from");
     }
 
     #[test]
@@ -206,7 +258,7 @@ mod tests {
             (0..3 * AT_A_TIME).map(|n| add(&mut index, &format!("f{n}"), 0, 0, 1 + n)).collect();
         index.remove(entries[1]);
         let index = RwLock::new(index);
-        assert_eq!(names(&choose(&index, Slot(0), Evict::Lru, 3)), ["f0", "f2", "f3"]);
+        assert_eq!(names(&choose(&index, From::Backing(Slot(0)), Evict::Lru, 3)), ["f0", "f2", "f3"]);
         assert_eq!(count(&index, 1)[0][1], u64::from(3 * AT_A_TIME) - 1);
     }
 }
