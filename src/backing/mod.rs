@@ -4,6 +4,7 @@
 //! never through its path again, so a renamed or over-mounted path changes nothing; and every access below
 //! it resolves beneath it, without symbolic links and without crossing into another mount.
 
+mod job;
 mod marker;
 pub mod mountinfo;
 mod set;
@@ -21,6 +22,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx
 use uuid::Uuid;
 
 use crate::index::Slot;
+pub use job::SavedJob;
 pub use marker::{MARKER, Marker, MarkerError, RESERVED_PREFIX, is_reserved};
 pub use set::{Backings, List};
 pub use setup::{Defaults, Made, SetupError, prepare, prepare_one};

@@ -13,7 +13,7 @@ use super::background::{Parent, Side, split};
 use super::{Failure, logging};
 use crate::backing::{self, Defaults, MinFree};
 use crate::config::{DirectMode, LogTo, MountConfig, PassthroughMode, backing_specs, default_threads};
-use crate::control::{About, Daemon, Server};
+use crate::control::{About, Context, Daemon, Jobs, Server};
 use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
 use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount};
@@ -198,6 +198,14 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     tell_scan(&fs);
     fs.set_invalidator(session.invalidator());
     fs.set_data_changed(session.data_changed());
+    fs.set_entry_gone(session.entry_gone()).map_err(Failure::other)?;
+    let jobs = Jobs::new(Context {
+        fs: fs.clone(),
+        direct: direct.clone(),
+        mount_point: config.mount_point.clone(),
+        defaults: config.defaults,
+        decide: Box::new(session.decider(config.passthrough)),
+    });
     let mounted = session.mounted();
     let about = About {
         mountpoint: config.mount_point.clone(),
@@ -205,7 +213,7 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
         log: logging::describe(log),
         io_engine_why,
     };
-    let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), about };
+    let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), jobs: jobs.clone(), about };
     let control = Server::start(mounted.device, move |question| daemon.answer(question))
         .map_err(|e| Failure::other(format!("the control socket can't be made: {e}")))
         .inspect_err(|_| mounted.detach())?;
@@ -218,7 +226,9 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     tracing::info!("mounted at {}", config.mount_point.display());
     // The kernel queues what is asked until `run` reads it.
     parent.ready();
+    jobs.resume();
     let ended = session.run();
+    jobs.stop();
     direct.shutdown();
     drop(control);
     tracing::info!("unmounted from {}", config.mount_point.display());

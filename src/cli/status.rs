@@ -150,15 +150,30 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     writeln!(out, "  open files   {}", s.open_files)?;
     direct(out, &s.direct)?;
     writeln!(out, "  log          {}", s.log)?;
+    if let Some(job) = &s.job {
+        writeln!(out, "  job          {}", super::job::line(job))?;
+    }
+    backings(out, s)?;
+    for problem in s.index.problems.iter().take(5) {
+        writeln!(out, "  not shown: {problem}")?;
+    }
+    if let Some(panics) = s.ops.get("panics").filter(|n| **n > 0) {
+        writeln!(out, "  {panics} requests failed by a fault in kvfs (panics); see the log and report them")?;
+    }
+    Ok(())
+}
+
+/// The backings, one a line.
+pub(super) fn backings(out: &mut impl Write, s: &Status) -> io::Result<()> {
     writeln!(
         out,
-        "  {:<4} {:<6} {:>12} {:>10} {:>10} {:>10}  {:<8} backing",
+        "  {:<4} {:<9} {:>12} {:>10} {:>10} {:>10}  {:<8} backing",
         "slot", "state", "files", "size", "used", "free", "fs"
     )?;
     for b in &s.backings {
         writeln!(
             out,
-            "  {:<4} {:<6} {:>12} {:>10} {:>10} {:>10}  {:<8} {}",
+            "  {:<4} {:<9} {:>12} {:>10} {:>10} {:>10}  {:<8} {}",
             b.slot,
             b.state,
             b.files,
@@ -169,16 +184,10 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
             b.path.display()
         )?;
     }
-    for problem in s.index.problems.iter().take(5) {
-        writeln!(out, "  not shown: {problem}")?;
-    }
-    if let Some(panics) = s.ops.get("panics").filter(|n| **n > 0) {
-        writeln!(out, "  {panics} requests failed by a fault in kvfs (panics); see the log and report them")?;
-    }
     Ok(())
 }
 
-fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     let mut value = n as f64;
     let mut units = ["B", "KiB", "MiB", "GiB", "TiB"].iter();
     let mut unit = units.next().unwrap_or(&"");

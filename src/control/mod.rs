@@ -5,6 +5,7 @@
 //! answer, each one line of JSON.
 
 mod daemon;
+mod jobs;
 mod server;
 mod status;
 
@@ -17,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use daemon::Daemon;
+pub use jobs::{Context, JobKind, JobState, JobStatus, Jobs, Order, Removal};
 pub use server::Server;
 pub use status::{About, BackingStatus, IndexStatus, PassthroughStatus, Status};
 
@@ -26,6 +28,10 @@ pub use status::{About, BackingStatus, IndexStatus, PassthroughStatus, Status};
 pub enum Question {
     /// How is it? Answered by a [`Status`].
     Status,
+    /// How far is the work on the backings? Answered by the running [`JobStatus`], the last one, or null.
+    Job,
+    /// Do this to the set of backings.
+    Order(Order),
 }
 
 /// What comes back: what was asked for, or a sentence that says why not.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::JobStatus;
 use crate::backing::{Backing, Passthrough, State};
 use crate::direct::{Direct, DirectStatus};
 use crate::fs::Fs;
@@ -39,6 +40,9 @@ pub struct Status {
     pub index: IndexStatus,
     /// Files open now.
     pub open_files: u64,
+    /// Work on the backings: what is under way, or what was last.
+    #[serde(default)]
+    pub job: Option<JobStatus>,
     /// The ioctl fast path.
     pub direct: DirectStatus,
     /// Requests so far, by operation, and `panics`.
@@ -145,6 +149,7 @@ impl Status {
                 scan_ms: report.elapsed.as_millis() as u64,
             },
             open_files: fs.handles_open() as u64,
+            job: None,
             direct: direct.status(),
             ops: fs.counters.all().map(|(name, n)| (name.to_owned(), n)).collect(),
         }

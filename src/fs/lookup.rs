@@ -34,10 +34,9 @@ impl Fs {
             let found = self.index.read().find(dir, name);
             match found {
                 Some((entry, What::File(file))) => match self.stat_entry(dir, name, file) {
-                    Ok((attr, _)) => {
-                        self.remember(entry, file);
-                        return Ok(attr);
-                    }
+                    Ok((attr, _)) if self.remember(entry, file) => return Ok(attr),
+                    // Another by now: it was moved, or replaced.
+                    Ok(_) => {}
                     Err(e) if e.errno() == Errno::STALE => self.drop_stale(dir, name, file),
                     Err(e) => return Err(e),
                 },
@@ -60,6 +59,7 @@ impl Fs {
         if let Some(Node::File(slot, ino)) = node.node() {
             self.index.write().forget(slot, ino);
             self.open.forget_removed(node);
+            self.open.forget_moved(node);
         }
     }
 
@@ -171,15 +171,25 @@ impl Fs {
         merged.map(|attr| Attr { nlink: 2 + subdirs, generation: 0, ..attr }).ok_or(failed)
     }
 
-    /// Lets the index find the entry's node quickly from now on.
-    pub(super) fn remember(&self, entry: EntryId, file: FileRef) {
-        if !self.index.read().is_remembered(entry) {
-            let mut index = self.index.write();
+    /// Lets the index find the entry's node quickly from now on. False if it isn't this file's any more: then
+    /// the kernel must not be told of it, for it would never hear that it has gone.
+    pub(super) fn remember(&self, entry: EntryId, file: FileRef) -> bool {
+        {
+            let index = self.index.read();
             // It may have gone meanwhile, and its number be another's.
-            if index.live(entry) == Some(What::File(file)) {
-                index.remember(entry);
+            if index.live(entry) != Some(What::File(file)) {
+                return false;
+            }
+            if index.is_remembered(entry) {
+                return true;
             }
         }
+        let mut index = self.index.write();
+        let is_there = index.live(entry) == Some(What::File(file));
+        if is_there {
+            index.remember(entry);
+        }
+        is_there
     }
 
     /// Takes a name out of the index that its backing doesn't have any more.
@@ -300,8 +310,7 @@ impl Fs {
     /// Takes a directory with all that is below it into the index.
     fn adopt_dir(&self, dir: DirId, name: &[u8], slot: Slot, parent: &DirFd) -> Result<()> {
         let Ok(root) = open_dir_below(parent.as_fd(), name) else { return Ok(()) };
-        let source =
-            crate::index::Source { slot, root: root.as_fd(), is_reserved, reason: Reason::Probed.code() };
+        let source = super::source_at(slot, root.as_fd(), Reason::Probed);
         let subtree = read_subtree(&source);
         let mut index = self.index.write();
         let id = match index.add_dir(dir, name, SlotSet::one(slot))? {
@@ -315,9 +324,9 @@ impl Fs {
                 What::File(_) => return Ok(()),
             },
         };
-        let (_, duplicates) = merge_subtree(&mut index, id, &source, subtree)?;
+        let joined = merge_subtree(&mut index, id, &source, subtree)?;
         drop(index);
-        duplicates.into_iter().for_each(|(entry, file)| self.prefer_newer(entry, file));
+        joined.taken.into_iter().for_each(|(entry, file)| self.prefer_newer(entry, file));
         Ok(())
     }
 
@@ -339,7 +348,10 @@ impl Fs {
             && new > old
         {
             let mut index = self.index.write();
-            if index.live(entry) == Some(What::File(file)) && !index.is_remembered(entry) {
+            if index.live(entry) == Some(What::File(file))
+                && !index.is_remembered(entry)
+                && index.members().has(copy.slot)
+            {
                 let shadows = index.shadows(entry);
                 index.retarget(entry, copy);
                 index.set_shadows(entry, shadows.without(copy.slot).with(file.slot));

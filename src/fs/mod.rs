@@ -7,29 +7,35 @@
 //!   says was true on disk at some moment of the operation, whatever failed in between.
 
 mod attr;
+mod copy;
 mod creds;
 mod data;
 mod dirs;
 mod error;
+mod fault;
 mod gate;
 mod link;
 mod locks;
 mod lookup;
 mod make;
+mod members;
+mod moving;
 mod open;
 mod pin;
 mod prefix;
 mod readdir;
+mod relocate;
 mod remove;
 mod rename;
 mod setattr;
 mod socket;
 mod stats;
 mod still;
+mod tell;
 mod xattr;
 
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -38,11 +44,12 @@ use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
 use crate::backing::{Backing, Backings, List, is_reserved};
-use crate::index::{self, DirId, Index, Node, NodeId, Progress, Report, Slot};
+use crate::index::{self, DirId, Index, Node, NodeId, Progress, Report, Slot, SlotSet};
 use crate::io::{BackingRegistry, Engine};
 use crate::placement::{self, Candidate, Decision, Policies, Policy, Reason};
 
 pub use attr::{Attr, Time};
+pub(crate) use copy::Buffer;
 pub(crate) use creds::may_open;
 pub use creds::{Caller, prepare_process};
 pub use data::Whence;
@@ -51,6 +58,7 @@ pub use open::{Data, Opened};
 pub(crate) use pin::{Passage, Pinned};
 pub(crate) use prefix::Found;
 pub use readdir::{DirEntry, DirEntryPlus};
+pub(crate) use relocate::{Item, NotMoved};
 pub use rename::RenameMode;
 pub use setattr::{SetAttr, SetTime};
 pub(crate) use socket::SOCKET_NAME;
@@ -58,8 +66,10 @@ pub use stats::{Counters, IndexCounts, Op, StatFs};
 
 use dirs::{DirFd, Dirs};
 use locks::NameLocks;
+use moving::Moving;
 use open::OpenTable;
 use still::Stillness;
+use tell::Teller;
 
 /// How a filesystem is to behave.
 pub struct Options {
@@ -110,7 +120,9 @@ pub struct Fs {
     decisions: Mutex<LruCache<NodeId, Decision>>,
     removed_dirs: Mutex<LruCache<DirId, Attr>>,
     scan: Report,
-    invalidate: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
+    invalidate: tell::Invalidate,
+    tell: Teller,
+    moving: Moving,
     data_changed: OnceLock<DataChanged>,
     socket: socket::Socket,
     /// What was done and how often.
@@ -127,6 +139,7 @@ impl Fs {
     ) -> std::io::Result<Fs> {
         let sources: Vec<_> = backings.iter().map(source).collect();
         let (index, scan) = index::scan(&sources, progress).map_err(std::io::Error::other)?;
+        let invalidate = tell::Invalidate::default();
         let keep = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
         Ok(Fs {
             dirs: Dirs::new(&backings, options.open_dirs)?,
@@ -142,7 +155,9 @@ impl Fs {
             decisions: Mutex::new(LruCache::new(keep(REMEMBERED_DECISIONS))),
             removed_dirs: Mutex::new(LruCache::new(keep(4096))),
             scan,
-            invalidate: OnceLock::new(),
+            tell: Teller::new(invalidate.clone()),
+            invalidate,
+            moving: Moving::default(),
             data_changed: OnceLock::new(),
             socket: socket::Socket::default(),
             counters: Counters::default(),
@@ -177,6 +192,18 @@ impl Fs {
     /// The engine for data that isn't passed through.
     pub fn engine(&self) -> &dyn Engine {
         &*self.engine
+    }
+
+    /// A backing that takes changes. EROFS where the operator has made it read-only.
+    fn changeable(&self, slot: Slot) -> Result<()> {
+        if self.backing(slot)?.state().takes_changes() { Ok(()) } else { Err(Errno::ROFS.into()) }
+    }
+
+    /// Backings that all take changes.
+    fn all_changeable(&self, slots: SlotSet) -> Result<()> {
+        // One that was removed has nothing left to change.
+        let refuses = |slot: &Slot| self.changeable(*slot).is_err_and(|e| e.errno() == Errno::ROFS);
+        if slots.iter().any(|slot| refuses(&slot)) { Err(Errno::ROFS.into()) } else { Ok(()) }
     }
 
     /// The placement policy.
@@ -231,12 +258,12 @@ impl Fs {
 }
 
 fn source(backing: &Backing) -> index::Source<'_> {
-    index::Source {
-        slot: backing.slot,
-        root: backing.root(),
-        is_reserved,
-        reason: Reason::FoundAtScan.code(),
-    }
+    source_at(backing.slot, backing.root(), Reason::FoundAtScan)
+}
+
+/// A directory of a backing, to be read.
+fn source_at(slot: Slot, root: BorrowedFd<'_>, reason: Reason) -> index::Source<'_> {
+    index::Source { slot, root, is_reserved, is_leftover: relocate::is_temporary, reason: reason.code() }
 }
 
 /// A name that a client may look up: the kernel sends no others, but a test or a fault may.

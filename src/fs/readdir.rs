@@ -111,13 +111,21 @@ impl Fs {
     }
 
     fn attr_of_listed(&self, dir: DirId, name: &[u8]) -> Result<Attr> {
-        let (entry, what) = self.index.read().find(dir, name).ok_or(Errno::NOENT)?;
-        match what {
-            What::Dir(id) => self.stat_dir(id),
-            What::File(file) => {
-                let (attr, _) = self.stat_entry(dir, name, file)?;
-                self.remember(entry, file);
-                Ok(attr)
+        let mut last = None;
+        loop {
+            let found = self.index.read().find(dir, name).ok_or(Errno::NOENT)?;
+            let stat = match found {
+                (_, What::Dir(id)) => return self.stat_dir(id),
+                (entry, What::File(file)) => match self.stat_entry(dir, name, file) {
+                    Ok((attr, _)) if self.remember(entry, file) => return Ok(attr),
+                    Ok(_) => Err(Errno::STALE.into()),
+                    Err(e) => Err(e),
+                },
+            };
+            match stat {
+                // Moved or replaced meanwhile: once more. The same as before has gone behind the mount's back.
+                Err(e) if e.errno() == Errno::STALE && last != Some(found) => last = Some(found),
+                result => return result,
             }
         }
     }

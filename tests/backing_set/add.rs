@@ -1,0 +1,1 @@
+//! A backing joins a mount that is in use.

@@ -1,0 +1,1 @@
+//! The daemon dies in the midst of moving files.

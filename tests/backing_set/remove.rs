@@ -1,0 +1,1 @@
+//! A backing leaves a mount that is in use.
