@@ -14,6 +14,7 @@ mod dirs;
 mod error;
 mod fault;
 mod gate;
+mod lease;
 mod link;
 mod locks;
 mod lookup;
@@ -194,16 +195,15 @@ impl Fs {
         &*self.engine
     }
 
-    /// A backing that takes changes. EROFS where the operator has made it read-only.
+    /// EROFS where the operator has made the backing read-only. Of one that was removed there's nothing to
+    /// keep from changing: files that are open go on.
     fn changeable(&self, slot: Slot) -> Result<()> {
-        if self.backing(slot)?.state().takes_changes() { Ok(()) } else { Err(Errno::ROFS.into()) }
+        let takes = self.backings.get(slot).is_none_or(|backing| backing.state().takes_changes());
+        if takes { Ok(()) } else { Err(Errno::ROFS.into()) }
     }
 
-    /// Backings that all take changes.
     fn all_changeable(&self, slots: SlotSet) -> Result<()> {
-        // One that was removed has nothing left to change.
-        let refuses = |slot: &Slot| self.changeable(*slot).is_err_and(|e| e.errno() == Errno::ROFS);
-        if slots.iter().any(|slot| refuses(&slot)) { Err(Errno::ROFS.into()) } else { Ok(()) }
+        slots.iter().try_for_each(|slot| self.changeable(slot))
     }
 
     /// The placement policy.

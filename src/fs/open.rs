@@ -187,6 +187,10 @@ impl OpenTable {
     /// The file was removed: it's held until the kernel forgets its node.
     fn hold_removed(&self, open: Arc<OpenNode>) {
         self.forget_idle(open.node);
+        // Of one that was moved it's held already, and mustn't be opened.
+        if self.was_moved(open.node) {
+            return;
+        }
         let dropped = self.removed.lock().push(open.node, open);
         drop(dropped);
     }

@@ -1,8 +1,8 @@
 //! Moving one file to another backing.
 //!
 //! What always holds: at every moment one of the two copies is the file, whole and on its device. The copy is
-//! made under a temporary name; it takes the file's name only if nobody has opened, changed, renamed or removed
-//! the original meanwhile, while nobody can. The original is removed when the copy's name is on the device, and
+//! made under a temporary name; it takes the file's name only if nobody has the original open or mapped, and
+//! nobody has changed, renamed or removed it meanwhile, while nobody can. The original is removed when the copy's name is on the device, and
 //! is a shadow until then: a crash in between leaves two copies of the same content, of which the next mount
 //! takes the newer one, and nothing is ever there twice.
 //!
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::attr::{stat_at, stat_fd};
 use super::copy::{Buffer, CopyError, Original, Pace, Target};
-use super::{DirFd, Fs, fault};
+use super::{DirFd, Fs, fault, lease};
 use crate::index::{DirId, EntryId, FileRef, Kind, Slot, SlotSet, What};
 use crate::placement::{self, Asker, Reason};
 
@@ -175,6 +175,9 @@ impl Fs {
         if is_fresh(&original.stat) {
             return Err(NotMoved::Changed);
         }
+        if self.is_in_use(item, &original) {
+            return Err(NotMoved::Open);
+        }
         let to_dir = self.ensure_dir(to, item.dir).map_err(|e| match e.errno() {
             Errno::NOENT => NotMoved::Gone,
             e => on_target(e),
@@ -205,6 +208,15 @@ impl Fs {
         swapped.map(|()| bytes)
     }
 
+    /// Whether the file is mapped, or open behind the mount's back. Nothing is kept of it for a next open: our
+    /// own descriptors would count.
+    fn is_in_use(&self, item: &Item, original: &Original) -> bool {
+        self.open.forget_idle(item.file.node());
+        // Of another of its names, that it has lost.
+        self.open.forget_removed(item.file.node());
+        item.file.kind == Kind::File && lease::is_in_use(&original.fd)
+    }
+
     fn is_known(&self, item: &Item) -> bool {
         let index = self.index.read();
         index.find(item.dir, &item.name).is_some_and(|(entry, _)| index.is_remembered(entry))
@@ -218,7 +230,7 @@ impl Fs {
         let _lock = self.locks.lock(dir, name);
         let still = self.still.still(node);
         let (entry, shadows) = self.find_item(item).ok_or(NotMoved::Gone)?;
-        if self.open.is_open(node) {
+        if self.open.is_open(node) || self.is_in_use(item, &original) {
             return Err(NotMoved::Open);
         }
         let now = stat_at(&from_dir, name).map_err(gone_or_source)?;

@@ -27,7 +27,11 @@ fn all_files_leave_and_stay_readable() {
         let now = state(&mount, &b[0]);
         assert_eq!((&now["state"], &now["files"]), (&"draining".into(), &0.into()));
         let job = mount.status()["job"].clone();
-        assert_eq!((&job["state"], job["moved"].as_u64()), (&"done".into(), Some(on_first as u64)), "{job:#}");
+        assert_eq!(
+            (&job["state"], job["moved"].as_u64()),
+            (&"done".into(), Some(on_first as u64)),
+            "{job:#}"
+        );
         // New files go elsewhere, now and after a restart.
         std::fs::write(mount.path(ranked(0, 1000)), "new").unwrap();
         assert_ne!(mount.holder(ranked(0, 1000)), 0);
@@ -49,17 +53,12 @@ fn all_files_leave_and_stay_readable() {
 #[test]
 fn a_file_moves_as_it_is() {
     let lab = Lab::new();
-    let volumes = [lab.volume(FsKind::Xfs, 512), lab.volume(FsKind::Ext4, 256)];
+    let volumes = [lab.volume(FsKind::Xfs, 512), lab.volume_with(FsKind::Ext4, 512, &["-b", "4096"])];
     let b: Vec<_> = volumes.iter().map(|v| v.join("kv")).collect();
     let mount = lab.mount(&b).start();
     let dir = mount.path("a/b/c/d/e");
     std::fs::create_dir_all(&dir).unwrap();
     let name = |n: usize| dir.join(ranked(0, n));
-    let sparse = sys::create(name(1)).unwrap();
-    sys::pwrite(&sparse, &pattern(1, 100_000), 0).unwrap();
-    sys::pwrite(&sparse, &pattern(2, 100_000), 500 << 20).unwrap();
-    sys::ftruncate(&sparse, 600 << 20).unwrap();
-    drop(sparse);
     std::fs::write(name(2), pattern(3, 5_000_001)).unwrap();
     sys::setxattr(name(2), "user.one", b"value", 0).unwrap();
     sys::setxattr(name(2), "user.two", &[7; 3000], 0).unwrap();
@@ -72,6 +71,12 @@ fn a_file_moves_as_it_is() {
     sys::mknod(name(5), libc::S_IFIFO | 0o640, 0).unwrap();
     sys::mknod(name(6), libc::S_IFCHR | 0o600, libc::makedev(1, 3)).unwrap();
     sys::mknod(name(7), libc::S_IFSOCK | 0o755, 0).unwrap();
+    // Last: a new file is expected to need as much room as those before it.
+    let sparse = sys::create(name(1)).unwrap();
+    sys::pwrite(&sparse, &pattern(1, 100_000), 0).unwrap();
+    sys::pwrite(&sparse, &pattern(2, 100_000), 100 << 20).unwrap();
+    sys::ftruncate(&sparse, 120 << 20).unwrap();
+    drop(sparse);
     for n in 1..=7 {
         assert_eq!(mount.holder(dir.join(ranked(0, n)).strip_prefix(mount.point()).unwrap()), 0, "{n}");
     }

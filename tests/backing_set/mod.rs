@@ -3,7 +3,9 @@
 mod add;
 mod crash;
 mod drain;
+mod rebalance;
 mod remove;
+mod storm;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
