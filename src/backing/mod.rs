@@ -5,6 +5,7 @@
 //! it resolves beneath it, without symbolic links and without crossing into another mount.
 
 mod device;
+mod job;
 mod marker;
 pub mod mountinfo;
 mod set;
@@ -23,6 +24,7 @@ use uuid::Uuid;
 
 use crate::index::Slot;
 pub use device::block_device;
+pub use job::SavedJob;
 pub use marker::{MARKER, Marker, MarkerError, RESERVED_PREFIX, is_reserved};
 pub use set::{Backings, List};
 pub use setup::{Defaults, Made, SetupError, prepare, prepare_one};

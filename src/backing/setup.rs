@@ -137,7 +137,7 @@ pub fn prepare(
 }
 
 /// Makes one more backing ready, beside those `there`; `slot` says which slot an identity gets, if one is
-/// left.
+/// left. Directories that it makes are for their owner to change, whatever the process's umask is.
 pub fn prepare_one(
     spec: &Spec,
     there: &[PathBuf],
@@ -149,6 +149,10 @@ pub fn prepare_one(
     let mut all: Vec<Spec> = there.iter().cloned().map(Spec::from).collect();
     all.push(spec.clone());
     let mut canonical = make_ready(&all, mount_point, &mut made)?;
+    for dir in &made.dirs {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(dir, mode).map_err(|e| SetupError::Io(dir.clone(), e))?;
+    }
     let path = canonical.pop().ok_or(SetupError::None)?;
     let backing = open_backing(slot, &path, spec, defaults, &mut made)?;
     Ok((backing, made))

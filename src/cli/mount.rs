@@ -15,7 +15,7 @@ use crate::backing::{self, Defaults, MinFree, Spec};
 use crate::config::{
     Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, backing_specs, default_threads,
 };
-use crate::control::{About, Daemon, Server};
+use crate::control::{About, Context, Daemon, Jobs, Server};
 use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
 use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount};
@@ -260,8 +260,15 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     tell_scan(&fs);
     fs.set_invalidator(session.invalidator());
     fs.set_data_changed(session.data_changed());
-    fs.set_teller(session.teller()).map_err(Failure::other)?;
+    fs.set_entry_gone(session.entry_gone()).map_err(Failure::other)?;
     let evictor = retention::start(fs.retention.clone(), fs.clone()).map_err(Failure::other)?;
+    let jobs = Jobs::new(Context {
+        fs: fs.clone(),
+        direct: direct.clone(),
+        mount_point: config.mount_point.clone(),
+        defaults: config.defaults,
+        decide: Box::new(session.decider(config.passthrough)),
+    });
     let mounted = session.mounted();
     let about = About {
         mountpoint: config.mount_point.clone(),
@@ -269,7 +276,7 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
         log: logging::describe(log),
         io_engine_why,
     };
-    let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), about };
+    let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), jobs: jobs.clone(), about };
     let control = Server::start(mounted.device, move |question| daemon.answer(question))
         .map_err(|e| Failure::other(format!("the control socket can't be made: {e}")))
         .inspect_err(|_| mounted.detach())?;
@@ -284,7 +291,9 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     parent.ready();
     let rules = fs.clone();
     std::thread::spawn(move || rules.serve_rules());
+    jobs.resume();
     let ended = session.run();
+    jobs.stop();
     direct.shutdown();
     drop(control);
     fs.retention.stop();

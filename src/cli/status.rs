@@ -185,26 +185,10 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     retention(out, &s.retention)?;
     direct(out, &s.direct)?;
     writeln!(out, "  log          {}", s.log)?;
-    writeln!(
-        out,
-        "  {:<4} {:<6} {:>12} {:>10} {:>10} {:>10}  {:<8} backing",
-        "slot", "state", "files", "size", "used", "free", "fs"
-    )?;
-    for b in &s.backings {
-        writeln!(
-            out,
-            "  {:<4} {:<6} {:>12} {:>10} {:>10} {:>10}  {:<8} {}{}",
-            b.slot,
-            b.state,
-            b.files,
-            bytes(b.bytes_total),
-            bytes(b.bytes_used),
-            bytes(b.bytes_free),
-            b.fs,
-            b.path.display(),
-            if b.shared { "  (shared)" } else { "" }
-        )?;
+    if let Some(job) = &s.job {
+        writeln!(out, "  job          {}", super::job::line(job))?;
     }
+    backings(out, s)?;
     for rule in &s.rules {
         let placement = rule.placement.as_deref().map(|p| format!("  placement {p}")).unwrap_or_default();
         let quota = rule
@@ -217,6 +201,31 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     }
     if let Some(panics) = s.ops.get("panics").filter(|n| **n > 0) {
         writeln!(out, "  {panics} requests failed by a fault in kvfs (panics); see the log and report them")?;
+    }
+    Ok(())
+}
+
+/// The backings, one a line.
+pub(super) fn backings(out: &mut impl Write, s: &Status) -> io::Result<()> {
+    writeln!(
+        out,
+        "  {:<4} {:<9} {:>12} {:>10} {:>10} {:>10}  {:<8} backing",
+        "slot", "state", "files", "size", "used", "free", "fs"
+    )?;
+    for b in &s.backings {
+        writeln!(
+            out,
+            "  {:<4} {:<9} {:>12} {:>10} {:>10} {:>10}  {:<8} {}{}",
+            b.slot,
+            b.state,
+            b.files,
+            bytes(b.bytes_total),
+            bytes(b.bytes_used),
+            bytes(b.bytes_free),
+            b.fs,
+            b.path.display(),
+            if b.shared { "  (shared)" } else { "" }
+        )?;
     }
     Ok(())
 }

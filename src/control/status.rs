@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::JobStatus;
 use crate::backing::{Backing, Passthrough, State};
 use crate::direct::{Direct, DirectStatus};
 use crate::fs::Fs;
@@ -45,6 +46,9 @@ pub struct Status {
     pub open_files: u64,
     /// How much may stay, and what went.
     pub retention: RetentionStatus,
+    /// Work on the backings: what is under way, or what was last.
+    #[serde(default)]
+    pub job: Option<JobStatus>,
     /// The ioctl fast path.
     pub direct: DirectStatus,
     /// Requests so far, by operation, and `panics`.
@@ -180,6 +184,7 @@ impl Status {
             rules: fs.rules().into_iter().map(RuleStatus::from).collect(),
             open_files: fs.handles_open() as u64,
             retention: fs.retention.status(fs),
+            job: None,
             direct: direct.status(),
             ops: fs.counters.all().map(|(name, n)| (name.to_owned(), n)).collect(),
         }

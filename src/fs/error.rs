@@ -40,6 +40,8 @@ impl Error {
     /// How loudly to log it: a fault of a drive or of ours is a warning, everything else is an answer.
     pub fn level(self) -> Level {
         match self.errno {
+            // Without a backing that said so it's ours: the operator has made it read-only.
+            Errno::ROFS if self.slot.is_none() => Level::DEBUG,
             Errno::IO
             | Errno::NXIO
             | Errno::NODEV
@@ -81,6 +83,7 @@ impl From<AddError> for Error {
         match e {
             AddError::Full => Errno::NOSPC.into(),
             AddError::DirGone => Errno::NOENT.into(),
+            AddError::NotAMember => Errno::STALE.into(),
         }
     }
 }

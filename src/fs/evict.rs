@@ -11,7 +11,6 @@ use rustix::io::Errno;
 
 use super::attr::stat_fd;
 use super::rules::taken;
-use super::tell::Gone;
 use super::{DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::List;
 use crate::index::{DirId, FileRef, Index, Node, What};
@@ -93,6 +92,13 @@ impl Fs {
             // Its room would not come back.
             return Err(Errno::MLINK.into());
         }
+        // A mapping of a file that the kernel passes through outlives its handle.
+        let read = OFlags::RDONLY | OFlags::NOATIME | OFlags::CLOEXEC;
+        if let Ok(file) = rustix::fs::open(proc_path(&fd), read, Mode::empty())
+            && super::lease::is_in_use(&file)
+        {
+            return Err(Errno::BUSY.into());
+        }
         self.remove_copies(dir, name, shadows)?;
         rustix::fs::unlinkat(&parent, name, AtFlags::empty()).map_err(Error::on(file.slot))?;
         let is_known = {
@@ -110,7 +116,7 @@ impl Fs {
         if victim.is_remembered() {
             self.ghosts.add(dir, name, victim.creator);
         }
-        self.teller.gone(Gone { parent: NodeId::dir(dir), name: name.clone(), node: file.node() });
+        self.tell_gone(dir, name, file.node());
         Ok(taken(&stat, self.is_shared(file.slot)))
     }
 

@@ -17,9 +17,12 @@ impl Fs {
         check_new_name(newname)?;
         let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::PERM.into()) };
         self.settle(newdir);
+        self.changeable(slot)?;
         let linked =
             self.by_name(slot, ino, |dir, name, file| self.link_from((dir, name), file, (newdir, newname)));
-        linked.map_err(|e| if e.errno() == Errno::STALE { Errno::NOENT.into() } else { e })
+        // One that was moved is looked up again and found; one without a name can't be linked.
+        let is_gone = |e: &super::Error| e.errno() == Errno::STALE && !self.open.was_moved(node);
+        linked.map_err(|e| if is_gone(&e) { Errno::NOENT.into() } else { e })
     }
 
     /// Links one name of the file to a new one. ENOENT when the name isn't the file's any more.

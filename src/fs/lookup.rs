@@ -91,6 +91,7 @@ impl Fs {
         if let Some(Node::File(slot, ino)) = node.node() {
             self.index.write().forget(slot, ino);
             self.open.forget_removed(node);
+            self.open.forget_moved(node);
         }
     }
 
@@ -208,8 +209,8 @@ impl Fs {
         merged.map(|attr| Attr { nlink: 2 + subdirs, generation: 0, ..attr }).ok_or(failed)
     }
 
-    /// Attributes of a file that the kernel is about to know. Whoever takes it away from under its name, on
-    /// disk and in the index, does it before, or knows that the kernel knows it.
+    /// Attributes of a file that the kernel is about to know. ESTALE where it isn't the name's file any more.
+    /// Whoever takes it away from under its name does it before, or knows that the kernel knows it.
     pub(super) fn stat_to_remember(
         &self,
         entry: EntryId,
@@ -219,26 +220,32 @@ impl Fs {
     ) -> Result<Attr> {
         let _using = self.still.using(file.node());
         let (stat, _) = self.statx_entry(dir, name, file)?;
-        if self.remember(entry, file) {
-            self.count_found(entry, file, &stat);
+        if !self.remember(entry, file) {
+            return Err(Errno::STALE.into());
         }
+        self.count_found(entry, file, &stat);
         Ok(Attr::new(file.node(), &stat))
     }
 
-    /// Lets the index find the entry's node quickly from now on. Whether sizes are counted.
+    /// Lets the index find the entry's node quickly from now on. False if it isn't this file's any more: then
+    /// the kernel must not be told of it, for it would never hear that it has gone.
     pub(super) fn remember(&self, entry: EntryId, file: FileRef) -> bool {
-        let (remembered, counting) = {
+        {
             let index = self.index.read();
-            (index.is_remembered(entry), index.is_counting())
-        };
-        if !remembered {
-            let mut index = self.index.write();
             // It may have gone meanwhile, and its number be another's.
-            if index.live(entry) == Some(What::File(file)) {
-                index.remember(entry);
+            if index.live(entry) != Some(What::File(file)) {
+                return false;
+            }
+            if index.is_remembered(entry) {
+                return true;
             }
         }
-        counting
+        let mut index = self.index.write();
+        let is_there = index.live(entry) == Some(What::File(file));
+        if is_there {
+            index.remember(entry);
+        }
+        is_there
     }
 
     /// Takes a name out of the index that its backing doesn't have any more.
@@ -374,8 +381,7 @@ impl Fs {
     /// read when it's listed, and asked for when it's looked up.
     pub(super) fn adopt_dir(&self, dir: DirId, name: &[u8], slot: Slot, parent: &DirFd) -> Result<()> {
         let Ok(root) = open_dir_below(parent.as_fd(), name) else { return Ok(()) };
-        let source =
-            crate::index::Source { slot, root: root.as_fd(), is_reserved, reason: Reason::Probed.code() };
+        let source = super::source_at(slot, root.as_fd(), Reason::Probed);
         let subtree = if self.is_shared(slot) { Subtree::default() } else { read_subtree(&source) };
         let mut index = self.index.write();
         let id = match index.add_dir(dir, name, SlotSet::one(slot))? {
@@ -389,9 +395,9 @@ impl Fs {
                 What::File(_) => return Ok(()),
             },
         };
-        let (_, duplicates) = merge_subtree(&mut index, id, &source, subtree)?;
+        let joined = merge_subtree(&mut index, id, &source, subtree)?;
         drop(index);
-        duplicates.into_iter().for_each(|(entry, file)| self.prefer_newer(entry, file));
+        joined.taken.into_iter().for_each(|(entry, file)| self.prefer_newer(entry, file));
         Ok(())
     }
 
@@ -413,7 +419,10 @@ impl Fs {
             && new > old
         {
             let mut index = self.index.write();
-            if index.live(entry) == Some(What::File(file)) && !index.is_remembered(entry) {
+            if index.live(entry) == Some(What::File(file))
+                && !index.is_remembered(entry)
+                && index.members().has(copy.slot)
+            {
                 let shadows = index.shadows(entry);
                 index.retarget(entry, copy);
                 index.set_shadows(entry, shadows.without(copy.slot).with(file.slot));

@@ -79,10 +79,11 @@ impl Fs {
             if let Some(decision) = place.decision {
                 self.decisions.lock().put(file.node(), decision);
             }
-            Ok((file, Attr::new(file.node(), &stat), fd))
+            // Under the name's lock: nobody may take it for a file that isn't open.
+            Ok((Attr::new(file.node(), &stat), self.enter_created(file, fd, self.promise_in(dir))))
         });
         match made {
-            Ok((file, attr, fd)) => Ok((attr, self.open_created(file, fd, flags, self.promise_in(dir))?)),
+            Ok((attr, open)) => Ok((attr, self.finish_open_created(open, flags)?)),
             // Somebody made it behind the mount's back, on the very backing.
             Err(e) if e.errno() == Errno::EXIST && flags & libc::O_EXCL == 0 => {
                 let existing = self.lookup(parent, name)?;

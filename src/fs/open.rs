@@ -96,6 +96,9 @@ pub(super) struct OpenTable {
     idle: Mutex<LruCache<NodeId, Arc<OpenNode>>>,
     /// Removed files whose nodes the kernel hasn't forgotten yet.
     removed: Mutex<LruCache<NodeId, Arc<OpenNode>>>,
+    /// Inodes of files that were moved, whose nodes the kernel hasn't forgotten yet: they can't be opened any
+    /// more, and their numbers can't become other files'.
+    moved: Mutex<LruCache<NodeId, OwnedFd>>,
     handles: RwLock<Slab<Arc<Handle>>>,
 }
 
@@ -105,6 +108,7 @@ impl OpenTable {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             idle: Mutex::new(LruCache::new(idle)),
             removed: Mutex::new(LruCache::new(idle)),
+            moved: Mutex::new(LruCache::new(idle)),
             handles: RwLock::new(Slab::new()),
         }
     }
@@ -179,11 +183,6 @@ impl OpenTable {
         drop(dropped);
     }
 
-    /// Whether the inode is open.
-    pub(super) fn is_open(&self, node: NodeId) -> bool {
-        self.shard(node).lock().contains_key(&node)
-    }
-
     /// The file was evicted: it's held, by this descriptor, until the kernel forgets its node.
     pub(super) fn hold_evicted(&self, node: NodeId, slot: Slot, fd: OwnedFd) {
         self.hold_removed(Arc::new(OpenNode::new(node, slot, fd, false)));
@@ -198,6 +197,10 @@ impl OpenTable {
     /// The file was removed: it's held until the kernel forgets its node.
     fn hold_removed(&self, open: Arc<OpenNode>) {
         self.forget_idle(open.node);
+        // Of one that was moved it's held already, and mustn't be opened.
+        if self.was_moved(open.node) {
+            return;
+        }
         let dropped = self.removed.lock().push(open.node, open);
         drop(dropped);
     }
@@ -206,6 +209,48 @@ impl OpenTable {
     pub(super) fn forget_removed(&self, node: NodeId) {
         let dropped = self.removed.lock().pop(&node);
         drop(dropped);
+    }
+
+    /// Whether the inode is open.
+    pub(super) fn is_open(&self, node: NodeId) -> bool {
+        self.shard(node).lock().contains_key(&node)
+    }
+
+    /// The file was moved: its old inode is held until the kernel forgets its node. What there's no room for
+    /// is returned, to be dropped under no lock.
+    #[must_use]
+    pub(super) fn hold_moved(&self, node: NodeId, old: OwnedFd) -> Option<OwnedFd> {
+        self.moved.lock().push(node, old).map(|(_, old)| old)
+    }
+
+    /// The kernel has forgotten the node.
+    pub(super) fn forget_moved(&self, node: NodeId) {
+        let dropped = self.moved.lock().pop(&node);
+        drop(dropped);
+    }
+
+    /// Whether the node was a file that has been moved.
+    pub(super) fn was_moved(&self, node: NodeId) -> bool {
+        self.moved.lock().contains(&node)
+    }
+
+    /// A backing goes: nothing of it is kept that isn't open.
+    pub(super) fn leave(&self, slot: Slot) {
+        fn take<T>(table: &Mutex<LruCache<NodeId, T>>, slot: Slot) -> Vec<T> {
+            let mut table = table.lock();
+            let on = |node: &NodeId| matches!(node.node(), Some(Node::File(at, _)) if at == slot);
+            let gone: Vec<NodeId> = table.iter().map(|(node, _)| *node).filter(on).collect();
+            gone.iter().filter_map(|node| table.pop(node)).collect()
+        }
+        // Dropped when no lock is held.
+        drop((take(&self.idle, slot), take(&self.removed, slot), take(&self.moved, slot)));
+    }
+
+    /// How many opens there are of files on a backing, and how many of those may write.
+    pub(super) fn opens_on(&self, slot: Slot) -> (usize, usize) {
+        let handles = self.handles.read();
+        let on = || handles.iter().map(|(_, handle)| handle).filter(|handle| handle.node.slot == slot);
+        (on().count(), on().filter(|handle| handle.access != libc::O_RDONLY).count())
     }
 
     pub(super) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
@@ -249,6 +294,10 @@ impl Fs {
     pub fn open(&self, node: NodeId, flags: i32) -> Result<Opened> {
         let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::ISDIR.into()) };
         let using = self.still.using(node);
+        if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
+            self.changeable(slot)?;
+            self.moving.touch(node);
+        }
         let open = match self.open.take(node) {
             Some(open) => open,
             None => {
@@ -263,17 +312,20 @@ impl Fs {
         self.finish_open(open, flags)
     }
 
-    /// Opens the file that was just created, by its creator's descriptor.
-    pub(super) fn open_created(
+    /// The file that was just created is open, by its creator's descriptor.
+    pub(super) fn enter_created(
         &self,
         file: FileRef,
         fd: OwnedFd,
-        flags: i32,
         quotas: Vec<QuotaPromise>,
-    ) -> Result<Opened> {
+    ) -> Arc<OpenNode> {
         let new = OpenNode::new(file.node(), file.slot, fd, true);
         *new.promise.lock() = self.backing(file.slot).ok().map(|backing| (backing.space.promise(), quotas));
-        let open = self.open.enter(new);
+        self.open.enter(new)
+    }
+
+    /// Opens the file that was just created and entered.
+    pub(super) fn finish_open_created(&self, open: Arc<OpenNode>, flags: i32) -> Result<Opened> {
         // A new file has nothing to cut off.
         self.finish_open(open, flags & !libc::O_TRUNC)
     }

@@ -115,10 +115,18 @@ impl Fs {
     }
 
     fn attr_of_listed(&self, dir: DirId, name: &[u8]) -> Result<Attr> {
-        let (entry, what) = self.index.read().find(dir, name).ok_or(Errno::NOENT)?;
-        match what {
-            What::Dir(id) => self.stat_dir(id),
-            What::File(file) => self.stat_to_remember(entry, dir, name, file),
+        let mut last = None;
+        loop {
+            let found = self.index.read().find(dir, name).ok_or(Errno::NOENT)?;
+            let stat = match found {
+                (_, What::Dir(id)) => return self.stat_dir(id),
+                (entry, What::File(file)) => self.stat_to_remember(entry, dir, name, file),
+            };
+            match stat {
+                // Moved or replaced meanwhile: once more. The same as before has gone behind the mount's back.
+                Err(e) if e.errno() == Errno::STALE && last != Some(found) => last = Some(found),
+                result => return result,
+            }
         }
     }
 }

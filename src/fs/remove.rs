@@ -52,6 +52,7 @@ impl Fs {
             (found, index.shadows(found.0))
         };
         let (entry, What::File(file)) = found else { return Err(Errno::ISDIR.into()) };
+        self.all_changeable(shadows.with(file.slot))?;
         self.remove_copies(dir, name, shadows.union(self.others_copies(dir, file.slot)))?;
         let fd = self.dir_fd(file.slot, dir)?;
         let held = self.before_removal(&fd, name, file);
@@ -90,6 +91,7 @@ impl Fs {
             }
             (entry, id, index.slots(id).unwrap_or_default())
         };
+        self.all_changeable(slots)?;
         let last = self.stat_dir(id).ok();
         let removed = self.remove_dir_on(dir, name, id, slots)?;
         self.index.write().remove(entry);

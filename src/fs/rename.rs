@@ -93,6 +93,13 @@ impl Fs {
         loop {
             // The directories have to be there and open before the names are locked; then look again.
             let (source, target) = self.sides(from, to)?;
+            match (mode, &target) {
+                (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST.into()),
+                (RenameMode::Exchange, None) => return Err(Errno::NOENT.into()),
+                _ if from == to => return Ok(()),
+                _ if self.is_read_only(source, target) => return Err(Errno::ROFS.into()),
+                _ => {}
+            }
             let back = match (mode, &target) {
                 (RenameMode::Exchange, Some(target)) => target.slots,
                 _ => SlotSet::EMPTY,
@@ -112,10 +119,7 @@ impl Fs {
             let replaced = target.map(|side| (side.entry, side.what));
             self.may_move(from.0, to.0, (source.entry, source.what), replaced, exchange)?;
             return match (mode, target) {
-                (RenameMode::NoReplace, Some(_)) => Err(Errno::EXIST.into()),
-                (RenameMode::Exchange, None) => Err(Errno::NOENT.into()),
                 (RenameMode::Exchange, Some(target)) => self.exchange(&names, source, target),
-                _ if from == to => Ok(()),
                 _ => match source.what {
                     What::File(file) => self.rename_file(&names, source, file, target, mode),
                     What::Dir(dir) => self.rename_dir(&names, source, dir, target),
@@ -136,6 +140,12 @@ impl Fs {
             })
         };
         Ok((side(from).ok_or(Errno::NOENT)?, side(to)))
+    }
+
+    /// Whether something of it is on a backing that takes no changes.
+    fn is_read_only(&self, source: Side, target: Option<Side>) -> bool {
+        let all = |side: Side| side.slots.union(side.shadows);
+        self.all_changeable(target.map_or(all(source), |t| all(source).union(all(t)))).is_err()
     }
 
     fn rename_file(

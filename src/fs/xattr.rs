@@ -28,12 +28,12 @@ impl Fs {
             }
             check(name)?;
         }
-        self.with_path(node, |path| get_path(path, name))
+        self.with_path(node, false, |path| get_path(path, name))
     }
 
     /// The names of all attributes, each ended by a zero byte.
     pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
-        let names = self.with_path(node, list_path)?;
+        let names = self.with_path(node, false, list_path)?;
         let ours = |name: &[u8]| name.starts_with(OURS) && rule_of(node, name).is_none();
         let shown = names.iter().filter(|name| !ours(name) && check(name).is_ok());
         Ok(shown.flat_map(|name| name.iter().copied().chain([0])).collect())
@@ -90,10 +90,19 @@ impl Fs {
     }
 
     /// Does something with the node by a path; for a directory on its first backing.
-    fn with_path<T>(&self, node: NodeId, act: impl Fn(&str) -> std::result::Result<T, Errno>) -> Result<T> {
+    fn with_path<T>(
+        &self,
+        node: NodeId,
+        changes: bool,
+        act: impl Fn(&str) -> std::result::Result<T, Errno>,
+    ) -> Result<T> {
         let (slot, fd) = match node.node() {
             Some(Node::File(slot, ino)) => {
                 let _using = self.still.using(node);
+                if changes {
+                    self.changeable(slot)?;
+                    self.moving.touch(node);
+                }
                 let fd = self.node_fd(slot, ino)?;
                 return act(&proc_path(fd.fd())).map_err(Error::on(slot));
             }
@@ -109,8 +118,9 @@ impl Fs {
         node: NodeId,
         act: impl Fn(&str) -> std::result::Result<(), Errno>,
     ) -> Result<()> {
-        let Some(Node::Dir(dir)) = node.node() else { return self.with_path(node, act) };
+        let Some(Node::Dir(dir)) = node.node() else { return self.with_path(node, true, act) };
         let slots = self.index.read().slots(dir).ok_or(Errno::STALE)?;
+        self.all_changeable(slots)?;
         for slot in slots.iter() {
             act(&proc_path(&*self.dir_fd(slot, dir)?)).map_err(Error::on(slot))?;
         }

@@ -73,6 +73,12 @@ impl SlotSet {
         SlotSet(self.0 | other.0)
     }
 
+    /// What is in both sets.
+    #[must_use]
+    pub fn both(self, other: SlotSet) -> SlotSet {
+        SlotSet(self.0 & other.0)
+    }
+
     /// Whether there is no backing in the set.
     pub fn is_empty(self) -> bool {
         self.0 == 0
@@ -110,6 +116,8 @@ pub struct DirId(pub u32);
 impl DirId {
     /// The mount's root directory.
     pub const ROOT: DirId = DirId(0);
+    /// No directory.
+    pub(super) const NONE: DirId = DirId(u32::MAX);
 }
 
 /// An inode of one backing, in 48 bits: the inode number where it fits in 47, else a number from the

@@ -196,8 +196,7 @@ impl Evictor {
     /// Evicts from a backing until it's at its low mark, if it's above the high one; at least `ordered` bytes.
     fn relieve(&mut self, backing: &Backing, mut ordered: u64) {
         let (mut files, mut bytes) = ([0u64; 3], 0u64);
-        loop {
-            let Some(level) = self.retention.options.marks.level(backing) else { break };
+        while let Some(level) = self.retention.options.marks.level(backing) {
             let missing = level.missing().max(ordered);
             if missing == 0 || self.stopping() {
                 break;

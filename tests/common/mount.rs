@@ -49,7 +49,7 @@ pub(crate) struct Builder {
     pub(crate) backings: Vec<PathBuf>,
     passthrough: Passthrough,
     args: Vec<OsString>,
-    env: Vec<(&'static str, OsString)>,
+    env: Vec<(String, OsString)>,
     uid: Option<u32>,
 }
 
@@ -81,9 +81,9 @@ impl Builder {
         self
     }
 
-    /// In the daemon's environment.
-    pub(crate) fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Builder {
-        self.env.push((name, value.into()));
+    /// A variable of the daemon's environment.
+    pub(crate) fn env(mut self, name: &str, value: impl Into<OsString>) -> Builder {
+        self.env.push((name.to_owned(), value.into()));
         self
     }
 

@@ -1,0 +1,60 @@
+//! Whether a backing's file is in use in a way that no handle of ours tells of.
+//!
+//! Where the kernel passes data through, a mapping is one of the backing's file itself, and lives on when the
+//! handle it was made by is released. The kernel grants a lease for writing only where nothing else, no
+//! descriptor and no mapping, has the file open (check_conflicting_open in fs/locks.c). What always holds: a
+//! lease is given back at once, so nobody who opens the file waits for it.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Once;
+
+use rustix::io::Errno;
+
+/// Whether somebody else has the file open, which `file` is a descriptor of. Where the file system or our
+/// rights don't allow to ask, nobody has.
+pub(super) fn is_in_use(file: &OwnedFd) -> bool {
+    static SIGNALS: Once = Once::new();
+    SIGNALS.call_once(|| {
+        // Somebody who opens the file between the two calls has us signalled.
+        // SAFETY: to ignore a signal touches no memory.
+        let _ = unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+    });
+    let lease = |kind: libc::c_int| {
+        // SAFETY: fcntl with integers.
+        let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
+        if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    match lease(libc::F_WRLCK) {
+        Ok(()) => lease(libc::F_UNLCK).is_err(),
+        Err(e) => Errno::from_io_error(&e) == Some(Errno::AGAIN),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn descriptors_and_mappings_of_others_are_seen() {
+        let tmp = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = tmp.path().join("file");
+        std::fs::write(&path, [0; 8192]).unwrap();
+        let ours: OwnedFd = File::open(&path).unwrap().into();
+        assert!(!is_in_use(&ours));
+        let other = File::open(&path).unwrap();
+        assert!(is_in_use(&ours), "open for reading");
+        let flags = (rustix::mm::ProtFlags::READ, rustix::mm::MapFlags::SHARED);
+        // SAFETY: a new mapping, that nothing is read through.
+        let map =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), 4096, flags.0, flags.1, &other, 0) }.unwrap();
+        drop(other);
+        assert!(is_in_use(&ours), "mapped");
+        // SAFETY: nothing uses the mapping.
+        unsafe { rustix::mm::munmap(map, 4096) }.unwrap();
+        assert!(!is_in_use(&ours));
+        let path_only = rustix::fs::open(&path, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+        assert!(!is_in_use(&ours), "a path alone reads nothing");
+        drop(path_only);
+    }
+}
