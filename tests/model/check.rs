@@ -9,6 +9,7 @@ use kvfs::index::{Kind, NodeId};
 use proptest::prelude::*;
 
 use crate::harness::{Check, Harness, removed_and_open};
+use crate::ops::BACKINGS;
 use crate::model::{Body, Ino, ROOT};
 use rustix::io::Errno;
 
