@@ -162,15 +162,20 @@ mod tests {
     fn threads_share_the_turns_exactly() {
         let list = backings(4);
         let policy = RoundRobin::new();
+        let gate = std::sync::Barrier::new(4);
+        let take_turns = || {
+            gate.wait();
+            slots(&policy, 20_000, &list)
+        };
         let counts = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| slots(&policy, 1000, &list))).collect();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(take_turns)).collect();
             let mut counts = [0; 4];
             for slot in threads.into_iter().flat_map(|t| t.join().expect("no panic")) {
                 counts[usize::from(slot)] += 1;
             }
             counts
         });
-        assert_eq!(counts, [1000; 4]);
+        assert_eq!(counts, [20_000; 4]);
     }
 
     const FILE: &str = "73/12/m%408%403%40HASH%40half.kvcache.safetensors";
