@@ -9,8 +9,8 @@ use kvfs::index::{Kind, NodeId};
 use proptest::prelude::*;
 
 use crate::harness::{Check, Harness, removed_and_open};
-use crate::ops::BACKINGS;
 use crate::model::{Body, Ino, ROOT};
+use crate::ops::BACKINGS;
 use rustix::io::Errno;
 
 /// One path on one backing.
