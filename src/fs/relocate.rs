@@ -125,7 +125,7 @@ impl Fs {
         }
         let target = placement::Target { path: &path };
         // Who made it isn't asked: that was long ago.
-        let decision = self.policy().choose(&Asker::default(), &target, &candidates)?;
+        let decision = self.policy_in(item.dir).choose(&Asker::default(), &target, &candidates)?;
         Some(Slot(decision.slot))
     }
 

@@ -250,6 +250,13 @@ fn whatever_changes_a_size_is_counted() {
     sys::pwrite(&fd, &vec![1; MIB], 0).unwrap();
     drop(fd);
     wait_used(&mount, "t", M);
+    // A copy, while the files are open.
+    let (from, to) =
+        (sys::open(&path, libc::O_RDONLY, 0).unwrap(), sys::create(mount.path("t/copy")).unwrap());
+    assert_eq!(sys::copy_file_range(&from, 0, &to, 0, MIB), Ok(MIB));
+    wait_used(&mount, "t", 2 * M);
+    sys::unlink(mount.path("t/copy")).unwrap();
+    wait_used(&mount, "t", M);
     // A sparse file takes what it has.
     let fd = sys::create(mount.path("t/sparse")).unwrap();
     sys::pwrite(&fd, b"x", 32 << 20).unwrap();
@@ -258,6 +265,20 @@ fn whatever_changes_a_size_is_counted() {
     sys::unlink(&path).unwrap();
     sys::unlink(mount.path("t/sparse")).unwrap();
     wait_used(&mount, "t", 0);
+}
+
+#[test]
+fn what_the_fast_path_writes_counts_before_the_file_is_closed() {
+    use kvfs::client::{Access, File, HostBuffer, Mount as Client, Pages};
+    let lab = Lab::new();
+    let mount = start(&lab, &["t"]);
+    set(&mount, "t", "64M");
+    let client = Client::open(mount.point()).unwrap();
+    let buffer = HostBuffer::new(2 * MIB, Pages::Ordinary).unwrap();
+    let registered = client.register(&buffer, Access::Both).unwrap();
+    let file = File::create(mount.path("t/f")).unwrap();
+    assert_eq!(file.write(0, &registered, 0, 2 * M).unwrap(), 2 * M);
+    wait_used(&mount, "t", 2 * M);
 }
 
 #[test]

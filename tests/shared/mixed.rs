@@ -117,6 +117,23 @@ fn exclusive_means_the_local_ones() {
 }
 
 #[test]
+fn a_rule_that_somebody_else_sets_is_obeyed_soon() {
+    let lab = Lab::new();
+    let b = lab.dirs(3);
+    let (one, two) = crate::two(&lab, &b);
+    sys::mkdir(one.path("d"), 0o755).unwrap();
+    write(&two.path("d").join(ranked(0, 0)), "x");
+    sys::setxattr(one.path("d"), "user.kvfs.placement", b"hash", 0).unwrap();
+    // By the mount's own policy all of these go to the first backing.
+    let n = std::cell::Cell::new(1);
+    soon(true, "hashed", || {
+        let name = format!("d/{}", ranked(0, n.replace(n.get() + 1)));
+        write(&two.path(&name), "x");
+        !exists(&b[0].join(&name))
+    });
+}
+
+#[test]
 fn new_directories_of_others_below_ones_own() {
     let lab = Lab::new();
     let (one, two) = two_mixed(&lab, &[]);

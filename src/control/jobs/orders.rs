@@ -105,6 +105,12 @@ impl Jobs {
     fn add(self: &Arc<Jobs>, spec: &str) -> Result<JobStatus, String> {
         let spec: Spec = spec.parse()?;
         let fs = &self.context.fs;
+        if spec.shared && !fs.others_change() {
+            return Err(format!(
+                "this mount was started without shared backings, so the kernel keeps what it was told for long; mount it again with {}:shared",
+                spec.path.display()
+            ));
+        }
         // Nothing is made for an order that is refused anyway.
         self.idle(&self.now.lock())?;
         let there: Vec<_> = fs.backings().iter().map(|b| b.path.clone()).collect();
