@@ -117,9 +117,13 @@ fn reader(dir: &Path, seed: u64, stop: &AtomicBool, odd: &Mutex<Vec<String>>) {
             Ok(fd) => {
                 let data = sys::pread(&fd, 1 << 20, 0).unwrap();
                 let word = |chunk: &[u8]| u64::from_le_bytes(chunk.try_into().unwrap());
-                let ours = data.chunks_exact(8).all(|c| word(c) >> 40 == (who as u64) << 16 | n as u64);
-                if !ours {
-                    odd.lock().unwrap().push(format!("file {n} of {who} has another's bytes"));
+                let is_theirs = |c: &[u8]| word(c) >> 40 == (who as u64) << 16 | n as u64;
+                if let Some(at) = data.chunks_exact(8).position(|c| !is_theirs(c)) {
+                    let (wrong, len) = (word(&data[at * 8..at * 8 + 8]), data.len());
+                    let before = data[..at * 8].chunks_exact(8).last().map(word);
+                    let text =
+                        format!("file {n} of {who}: {wrong:#x} at {} of {len}, {before:x?} before", at * 8);
+                    odd.lock().unwrap().push(text);
                 }
             }
             Err(Errno::ENOENT) => {}
@@ -167,7 +171,7 @@ fn storm(mount: &Mount, work: impl FnOnce()) {
         done.unwrap();
     });
     let odd = odd.into_inner().unwrap();
-    assert!(odd.is_empty(), "{odd:?}");
+    assert!(odd.is_empty(), "{odd:#?}\n{}", mount.story());
 }
 
 #[test]
