@@ -86,16 +86,23 @@ fn directories_are_renamed_meanwhile() {
 #[test]
 fn a_drive_that_has_become_read_only_is_emptied_without_loss() {
     let lab = Lab::new();
-    let volumes = [lab.volume(FsKind::Ext4, 64), lab.volume(FsKind::Ext4, 64)];
+    let volumes = [lab.volume_with(FsKind::Ext4, 64, &["-e", "remount-ro"]), lab.volume(FsKind::Ext4, 64)];
     let b: Vec<_> = volumes.iter().map(|v| v.join("kv")).collect();
     let mount = lab.mount(&b).arg("--min-free").arg("1M").start();
     fill(&mount);
-    run(Command::new("mount").args(["-o", "remount,ro"]).arg(&volumes[0]));
+    make_read_only(&volumes[0]);
     backing(&mount, "drain", &[text(&b[0])]).fault(53, &["older copy"]);
     whole_on(&mount, 1);
     backing(&mount, "remove", &[text(&b[0]), "--force", "--yes"]).code(0);
     whole_on(&mount, 1);
     run(Command::new("umount").arg(&volumes[0]));
+}
+
+/// What ext4 does with `errors=remount-ro`: for the device, not for those who have files open for writing.
+fn make_read_only(volume: &std::path::Path) {
+    let info = ns::mounts_at(volume).pop().unwrap();
+    let device = info.source.trim_start_matches("/dev/");
+    std::fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "1").unwrap();
 }
 
 fn whole_on(mount: &Mount, slot: u64) {
