@@ -130,6 +130,9 @@ impl Fs {
 
     /// A name of an inode. ESTALE when it has none (left).
     pub(super) fn place_of(&self, slot: Slot, ino: PackedIno) -> Result<(DirId, Vec<u8>, FileRef)> {
+        if self.open.evicted.has(NodeId::file(slot, ino)) {
+            return Err(Errno::STALE.into());
+        }
         let index = self.index.read();
         let entry = index.find_node(slot, ino).ok_or(Errno::STALE)?;
         let (dir, name) = index.place(entry);
@@ -199,7 +202,19 @@ impl Fs {
         name: &[u8],
         file: FileRef,
     ) -> Result<Attr> {
-        let _using = self.still.using(file.node());
+        let using = self.still.using(file.node());
+        self.stat_and_remember(entry, dir, name, file, &using)
+    }
+
+    /// The same, `using` the node already.
+    pub(super) fn stat_and_remember(
+        &self,
+        entry: EntryId,
+        dir: DirId,
+        name: &[u8],
+        file: FileRef,
+        _using: &super::still::Using<'_>,
+    ) -> Result<Attr> {
         let (attr, _) = self.stat_entry(dir, name, file)?;
         self.remember(entry, file);
         Ok(attr)
@@ -285,6 +300,7 @@ impl Fs {
             reason: Reason::Probed.code(),
         };
         if let Ok(entry) = index.add_file(dir, name, file)? {
+            index.used_at(entry, self.retention.now());
             let others = found.iter().map(|(slot, ..)| *slot).collect::<SlotSet>();
             index.set_shadows(entry, others.without(*slot));
         }

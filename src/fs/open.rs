@@ -91,6 +91,8 @@ pub(super) struct OpenTable {
     idle: Mutex<LruCache<NodeId, Arc<OpenNode>>>,
     /// Removed files whose nodes the kernel hasn't forgotten yet.
     removed: Mutex<LruCache<NodeId, Arc<OpenNode>>>,
+    /// The same of evicted ones, which are never opened again.
+    pub(super) evicted: super::evict::Held,
     handles: RwLock<Slab<Arc<Handle>>>,
 }
 
@@ -100,6 +102,7 @@ impl OpenTable {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             idle: Mutex::new(LruCache::new(idle)),
             removed: Mutex::new(LruCache::new(idle)),
+            evicted: super::evict::Held::new(idle),
             handles: RwLock::new(Slab::new()),
         }
     }
@@ -179,11 +182,6 @@ impl OpenTable {
         self.shard(node).lock().contains_key(&node)
     }
 
-    /// The file was evicted: it's held, by this descriptor, until the kernel forgets its node.
-    pub(super) fn hold_evicted(&self, node: NodeId, slot: Slot, fd: OwnedFd) {
-        self.hold_removed(Arc::new(OpenNode::new(node, slot, fd, false)));
-    }
-
     /// The file was removed: nothing is kept of it for a next open.
     pub(super) fn forget_idle(&self, node: NodeId) {
         let dropped = self.idle.lock().pop(&node);
@@ -201,6 +199,7 @@ impl OpenTable {
     pub(super) fn forget_removed(&self, node: NodeId) {
         let dropped = self.removed.lock().pop(&node);
         drop(dropped);
+        self.evicted.forget(node);
     }
 
     pub(super) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {

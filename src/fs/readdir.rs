@@ -114,7 +114,11 @@ impl Fs {
         let (entry, what) = self.index.read().find(dir, name).ok_or(Errno::NOENT)?;
         match what {
             What::Dir(id) => self.stat_dir(id),
-            What::File(file) => self.stat_to_remember(entry, dir, name, file),
+            // A file that is being evicted or moved, perhaps by a drive that hangs, keeps no listing waiting.
+            What::File(file) => {
+                let using = self.still.try_using(file.node()).ok_or(Errno::AGAIN)?;
+                self.stat_and_remember(entry, dir, name, file, &using)
+            }
         }
     }
 }

@@ -95,6 +95,7 @@ impl Fs {
             if self.sides(from, to)? != (source, target) {
                 continue;
             }
+            self.ghosts.take(to.0, to.1);
             return match (mode, target) {
                 (RenameMode::NoReplace, Some(_)) => Err(Errno::EXIST.into()),
                 (RenameMode::Exchange, None) => Err(Errno::NOENT.into()),

@@ -58,6 +58,9 @@ impl Fs {
                 }
                 .map_err(Error::on(slot))?;
                 let stat = super::attr::stat_fd(fd.fd()).map_err(Error::on(slot))?;
+                if set.size.is_some() {
+                    self.count_node(slot, ino, &stat);
+                }
                 Ok(Attr::new(node, &stat))
             }
             Some(Node::Dir(dir)) => {

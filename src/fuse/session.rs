@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use fuser::{Config, SessionACL};
 
 use super::adapter::{Adapter, Wanted};
 use super::mount::{MountError, Mounted, mount};
+use super::prune::Pruner;
 use crate::backing::{List, Passthrough};
 use crate::config::{MountConfig, PassthroughMode};
 use crate::direct::Direct;
@@ -96,13 +97,19 @@ impl Session {
     }
 
     /// What tells the kernel that a name has gone without its doing.
-    pub fn teller(&self) -> impl Fn(Gone) + Send + Sync + 'static {
+    pub fn teller(&self) -> io::Result<impl Fn(Gone) + Send + Sync + 'static> {
         let notifier = self.session.notifier();
-        move |Gone { parent, name, node }| {
+        let pruner = Pruner::new(self.session.as_fd().try_clone_to_owned()?);
+        Ok(move |Gone { parent, name, node }| {
+            if pruner.prune(node.0) {
+                return;
+            }
+            // This takes the directory's lock. A daemon that is killed while a client has it, and waits for the
+            // daemon, would not end before the connection is aborted.
             let (parent, node) = (super::convert::ino(parent), super::convert::ino(node));
             // An error means that the kernel doesn't have the name, or has another file by it already.
             let _ = notifier.delete(parent, node, OsStr::from_bytes(&name));
-        }
+        })
     }
 
     /// What tells the kernel that a file has changed without its doing.
