@@ -166,6 +166,8 @@ pub struct Space {
     promises: Mutex<Promises>,
     /// What a file here needs, by those that were written lately: the largest of them, fading.
     typical: AtomicU64,
+    /// All that was ever promised.
+    granted: AtomicU64,
 }
 
 /// What new files are expected to need: those of this period and of the one before.
@@ -214,6 +216,7 @@ impl Space {
             used: AtomicU64::new(0),
             promises: Mutex::default(),
             typical: AtomicU64::new(0),
+            granted: AtomicU64::new(0),
         }
     }
 
@@ -225,6 +228,11 @@ impl Space {
     /// What new files may still use, in bytes: what's free, less the reserve and what files that are being
     /// written are expected to need; 0 for a backing that can't be asked, or has no inode left.
     pub fn spare(&self, root: BorrowedFd<'_>) -> u64 {
+        u64::try_from(self.balance(root)).unwrap_or(0)
+    }
+
+    /// The same; below 0 by how much there is too little.
+    pub fn balance(&self, root: BorrowedFd<'_>) -> i64 {
         let promised = self.promised();
         let now = self.started.elapsed().as_nanos() as u64 + 1;
         let asked = self.asked.load(Relaxed);
@@ -232,13 +240,17 @@ impl Space {
         let roomy = available > self.min_free.saturating_add(promised).saturating_add(ROOMY);
         if asked == 0 || !roomy || now.saturating_sub(asked) >= FRESH.as_nanos() as u64 {
             let Ok(room) = self.room(root) else { return 0 };
-            available = if room.inodes != 0 && room.inodes_free == 0 { 0 } else { room.available };
+            let no_inode = room.inodes != 0 && room.inodes_free == 0;
+            available = if no_inode { room.available.min(self.min_free) } else { room.available };
             self.available.store(available, Relaxed);
             self.asked.store(now, Relaxed);
         }
-        let free = available.saturating_sub(self.min_free);
-        let allowed = self.capacity.map_or(u64::MAX, |most| most.saturating_sub(self.used.load(Relaxed)));
-        free.min(allowed).saturating_sub(promised)
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let free = signed(available).saturating_sub(signed(self.min_free));
+        let allowed = self
+            .capacity
+            .map_or(i64::MAX, |most| signed(most).saturating_sub(signed(self.used.load(Relaxed))));
+        free.min(allowed).saturating_sub(signed(promised))
     }
 
     /// Whether a new file may go here: there's room for one like those before it.
@@ -256,6 +268,7 @@ impl Space {
         let mut promises = self.promises();
         let (period, bytes) = (promises.period, self.typical());
         promises.bytes[0] += bytes;
+        self.granted.fetch_add(bytes, Relaxed);
         Promise { period, bytes }
     }
 
@@ -281,6 +294,11 @@ impl Space {
     /// Forgets what was seen: the next question is asked of the disk. After an `ENOSPC`.
     pub fn distrust(&self) {
         self.asked.store(0, Relaxed);
+    }
+
+    /// What all files together that were made here since the mount were expected to need, in bytes.
+    pub fn granted(&self) -> u64 {
+        self.granted.load(Relaxed)
     }
 
     /// What files that are being written are expected to need, in bytes.
@@ -333,6 +351,8 @@ mod tests {
         let space = Space::new(0, Some(1000));
         space.set_used(400);
         assert_eq!(space.spare(root.as_fd()), 600);
+        space.set_used(1400);
+        assert_eq!((space.spare(root.as_fd()), space.balance(root.as_fd())), (0, -400));
     }
 
     #[test]

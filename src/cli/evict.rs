@@ -56,7 +56,11 @@ pub(super) fn run(args: &EvictArgs) -> Result<(), Failure> {
     let status = || ask::<Status>(mount.device, &Question::Status).map_err(unanswered);
     let before = status()?.retention;
     let order = Question::Evict { dry_run: args.dry_run, bytes, backing: args.backing.clone() };
-    let plan: EvictPlan = ask(mount.device, &order).map_err(unanswered)?;
+    let mut plan: EvictPlan = ask(mount.device, &order).map_err(unanswered)?;
+    while plan.surveying {
+        std::thread::sleep(Duration::from_millis(50));
+        plan = ask(mount.device, &order).map_err(unanswered)?;
+    }
     let mut out = io::stdout().lock();
     if args.dry_run {
         let written = if args.json {

@@ -153,7 +153,8 @@ impl MountArgs {
             )));
         }
         let marks = Marks { high: self.high_water, low: self.low_water };
-        Ok(RetentionOptions { evict: self.evict, marks, total: self.capacity.total })
+        let (evict, total) = (self.evict, self.capacity.total);
+        Ok(RetentionOptions { evict, marks, total, keeps_content: self.allow_locate })
     }
 
     fn config(&self) -> Result<MountConfig, Failure> {
@@ -260,7 +261,7 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     tell_scan(&fs);
     fs.set_invalidator(session.invalidator());
     fs.set_data_changed(session.data_changed());
-    fs.set_entry_gone(session.entry_gone()).map_err(Failure::other)?;
+    session.entry_gone().and_then(|gone| fs.set_entry_gone(gone)).map_err(Failure::other)?;
     let evictor = retention::start(fs.retention.clone(), fs.clone()).map_err(Failure::other)?;
     let jobs = Jobs::new(Context {
         fs: fs.clone(),

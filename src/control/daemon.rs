@@ -50,9 +50,11 @@ impl Daemon {
             None => self.fs.backings().iter().cloned().collect(),
         };
         let plan = |b: &Arc<Backing>| retention.plan(&*self.fs, b, bytes);
+        let surveying = dry_run && retention.is_surveying_for_a_plan();
         let plan = EvictPlan {
             evict: retention.options.evict.name().into(),
-            backings: if dry_run { backings.iter().map(plan).collect() } else { Vec::new() },
+            surveying,
+            backings: if dry_run && !surveying { backings.iter().map(plan).collect() } else { Vec::new() },
         };
         if !dry_run {
             retention.order(backings.iter().map(|b| (b.slot, bytes.unwrap_or(0))).collect());

@@ -3,14 +3,16 @@
 //! LMCache's `local_disk` dies when a file that it removes isn't there (issue #1981: `os.remove` in
 //! `LocalDiskBackend.remove`, on the way of a store). The kernel doesn't ask for a removal before it has found
 //! the name, and doesn't say what it looks a name up for. So the name of an evicted file is found, as a *ghost*
-//! whose attributes are never valid: a removal succeeds; whoever wants anything else has to ask for the
-//! attributes, gets ESTALE, and with it the kernel looks the name up once more, for the same thread
-//! (`retry_estale` in fs/namei.c): then it's absent.
+//! whose attributes are never valid: a removal succeeds. Whoever wants anything else finds the name absent:
+//! where /proc tells which system call the thread is in, at once; else it has to ask for the attributes, gets
+//! ESTALE, and with it the kernel looks the name up once more, for the same thread (`retry_estale` in
+//! fs/namei.c): then it's absent.
 //!
 //! What always holds: only names that a client keeps in its memory become ghosts, only while the process that
 //! made the file lives, and until it removes or makes the name again; there are at most [`MOST`].
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -31,14 +33,30 @@ const LOOKS: u8 = 2;
 /// And it does so at once.
 const SOON: Duration = Duration::from_millis(500);
 
-type Key = (DirId, Box<[u8]>);
+type Key = (DirId, Arc<[u8]>);
+
+/// A file that was evicted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Evicted {
+    /// Who made it.
+    pub(super) creator: CreatorCode,
+    /// Whose it was: in a directory with the sticky bit that decides who may remove it.
+    pub(super) owner: (u32, u32),
+}
 
 #[derive(Debug)]
 struct Ghost {
-    creator: CreatorCode,
+    file: Evicted,
     number: u64,
-    /// The thread that is to find it absent, how often, and until when.
-    absent_for: Option<(u32, u8, Instant)>,
+    absent_for: Vec<Absence>,
+}
+
+/// A thread that is to find the name absent, how often, and until when.
+#[derive(Debug)]
+struct Absence {
+    tid: u32,
+    looks: u8,
+    until: Instant,
 }
 
 #[derive(Debug)]
@@ -67,13 +85,13 @@ impl Ghosts {
     }
 
     /// The name was evicted.
-    pub(super) fn add(&self, dir: DirId, name: &[u8], creator: CreatorCode) {
+    pub(super) fn add(&self, dir: DirId, name: &[u8], file: Evicted) {
         let mut inner = self.inner.lock();
         let number = inner.next;
         inner.next += 1;
         let key: Key = (dir, name.into());
         inner.by_number.insert(number, key.clone());
-        let ghost = Ghost { creator, number, absent_for: None };
+        let ghost = Ghost { file, number, absent_for: Vec::new() };
         if let Some((_, old)) = inner.by_name.push(key, ghost) {
             inner.by_number.remove(&old.number);
         }
@@ -87,18 +105,20 @@ impl Ghosts {
         }
         let mut inner = self.inner.lock();
         let ghost = inner.by_name.peek_mut(&(dir, name.into()))?;
-        if let Some((thread, looks, until)) = &mut ghost.absent_for
-            && *thread == tid
-        {
-            let absent = *looks > 0 && Instant::now() < *until;
-            *looks = looks.saturating_sub(1);
-            if absent {
+        if !ghost.absent_for.is_empty() {
+            let now = Instant::now();
+            ghost.absent_for.retain(|absence| absence.looks > 0 && now < absence.until);
+            if let Some(absence) = ghost.absent_for.iter_mut().find(|absence| absence.tid == tid) {
+                absence.looks -= 1;
                 return None;
             }
         }
-        ghost.absent_for = None;
+        if does_something_else(tid) {
+            return None;
+        }
         let mut attr = Attr::unknown(NodeId(NODES | ghost.number), Kind::File);
         (attr.perm, attr.nlink) = (0o600, 1);
+        (attr.uid, attr.gid) = ghost.file.owner;
         Some(attr)
     }
 
@@ -115,7 +135,8 @@ impl Ghosts {
         let mut inner = self.inner.lock();
         let Some(key) = inner.by_number.get(&(node.0 & !NODES)).cloned() else { return true };
         if let Some(ghost) = inner.by_name.peek_mut(&key) {
-            ghost.absent_for = Some((tid, LOOKS, Instant::now() + SOON));
+            ghost.absent_for.retain(|absence| absence.tid != tid);
+            ghost.absent_for.push(Absence { tid, looks: LOOKS, until: Instant::now() + SOON });
         }
         true
     }
@@ -138,8 +159,12 @@ impl Ghosts {
             return;
         }
         let mut inner = self.inner.lock();
-        let gone: Vec<Key> =
-            inner.by_name.iter().filter(|(_, g)| g.creator == creator).map(|(key, _)| key.clone()).collect();
+        let gone: Vec<Key> = inner
+            .by_name
+            .iter()
+            .filter(|(_, g)| g.file.creator == creator)
+            .map(|(key, _)| key.clone())
+            .collect();
         for key in gone {
             if let Some(ghost) = inner.by_name.pop(&key) {
                 inner.by_number.remove(&ghost.number);
@@ -149,48 +174,157 @@ impl Ghosts {
     }
 }
 
+/// Whether the thread, which waits for us, is in a system call with a path that removes no file. A thread that
+/// can't be seen, or one of io_uring, may be removing one.
+fn does_something_else(tid: u32) -> bool {
+    let Ok(text) = std::fs::read_to_string(format!("/proc/{tid}/syscall")) else { return false };
+    let number = text.split(' ').next().and_then(|number| number.parse().ok());
+    number.is_some_and(|number: i64| CALLS.contains(&number))
+}
+
+/// System calls with a path, but for those that remove files.
+const CALLS: &[i64] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rename,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mkdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rmdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_creat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_link,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_symlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mknod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utime,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utimes,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_futimesat,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_statfs,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_linkat,
+    libc::SYS_symlinkat,
+    libc::SYS_readlinkat,
+    libc::SYS_truncate,
+    libc::SYS_fchmodat,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+    libc::SYS_chdir,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const DIR: DirId = DirId::ROOT;
+    /// Threads that there can't be: /proc says nothing of them.
+    const THREADS: [u32; 3] = [u32::MAX, u32::MAX - 1, u32::MAX - 2];
+
+    fn made_by(creator: u8) -> Evicted {
+        Evicted { creator: CreatorCode(creator), owner: (1000, 100) }
+    }
 
     #[test]
     fn a_removal_succeeds_once() {
         let ghosts = Ghosts::new();
         assert!(!ghosts.take(DIR, b"a"));
-        ghosts.add(DIR, b"a", CreatorCode(3));
-        assert!(ghosts.look_up(DIR, b"a", 7).is_some());
-        assert!(ghosts.look_up(DIR, b"b", 7).is_none());
+        ghosts.add(DIR, b"a", made_by(3));
+        let attr = ghosts.look_up(DIR, b"a", THREADS[0]).unwrap();
+        assert_eq!((attr.uid, attr.gid), (1000, 100));
+        assert!(ghosts.look_up(DIR, b"b", THREADS[0]).is_none());
         assert!(ghosts.take(DIR, b"a"));
         assert!(!ghosts.take(DIR, b"a"));
-        assert!(ghosts.look_up(DIR, b"a", 7).is_none());
+        assert!(ghosts.look_up(DIR, b"a", THREADS[0]).is_none());
     }
 
     #[test]
     fn who_wants_more_finds_it_absent() {
+        let [one, other, third] = THREADS;
         let ghosts = Ghosts::new();
-        ghosts.add(DIR, b"a", CreatorCode(3));
-        let node = ghosts.look_up(DIR, b"a", 7).unwrap().node;
+        ghosts.add(DIR, b"a", made_by(3));
+        let node = ghosts.look_up(DIR, b"a", one).unwrap().node;
         assert_eq!(node.node(), None, "no file of a backing");
-        assert!(ghosts.is_absent(node, 7));
-        assert!(ghosts.look_up(DIR, b"a", 8).is_some(), "another thread may be removing it");
-        assert!(ghosts.is_absent(node, 7));
-        assert!(ghosts.look_up(DIR, b"a", 7).is_none(), "what the kernel has doesn't hold");
-        assert!(ghosts.look_up(DIR, b"a", 7).is_none(), "nor is it there");
-        assert!(ghosts.look_up(DIR, b"a", 7).is_some(), "the next call may be a removal");
-        assert!(!ghosts.is_absent(NodeId::ROOT, 7) && !ghosts.is_absent(NodeId(1 << 48 | 9), 7));
-        assert!(!ghosts.is_absent(NodeId(0xffff << 48 | 1), 7), "the socket is no ghost");
+        assert!(ghosts.is_absent(node, one));
+        assert!(ghosts.look_up(DIR, b"a", other).is_some(), "another thread may be removing it");
+        assert!(ghosts.is_absent(node, other));
+        assert!(ghosts.look_up(DIR, b"a", third).is_some());
+        for thread in [one, other] {
+            assert!(ghosts.look_up(DIR, b"a", thread).is_none(), "what the kernel has doesn't hold");
+            assert!(ghosts.look_up(DIR, b"a", thread).is_none(), "nor is it there");
+            assert!(ghosts.look_up(DIR, b"a", thread).is_some(), "the next call may be a removal");
+        }
+        assert!(!ghosts.is_absent(NodeId::ROOT, one) && !ghosts.is_absent(NodeId(1 << 48 | 9), one));
+        assert!(!ghosts.is_absent(NodeId(0xffff << 48 | 1), one), "the socket is no ghost");
     }
 
     #[test]
     fn ghosts_go_with_the_process_that_remembers_them() {
         let ghosts = Ghosts::new();
-        ghosts.add(DIR, b"a", CreatorCode(3));
-        ghosts.add(DIR, b"b", CreatorCode(4));
-        ghosts.add(DIR, b"b", CreatorCode(4));
+        ghosts.add(DIR, b"a", made_by(3));
+        ghosts.add(DIR, b"b", made_by(4));
+        ghosts.add(DIR, b"b", made_by(4));
         ghosts.forget(CreatorCode(3));
         assert!(!ghosts.take(DIR, b"a") && ghosts.take(DIR, b"b") && !ghosts.take(DIR, b"b"));
         assert!(ghosts.inner.lock().by_number.is_empty());
+    }
+
+    #[test]
+    fn the_system_call_tells_what_a_name_is_wanted_for() {
+        // A reader of a FIFO waits in openat(2), as a client does that waits for us.
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
+        let (tx, rx) = std::sync::mpsc::channel();
+        let path = fifo.clone();
+        let waiting = std::thread::spawn(move || {
+            tx.send(rustix::thread::gettid().as_raw_nonzero().get() as u32).unwrap();
+            std::fs::File::open(path).unwrap()
+        });
+        let tid = rx.recv().unwrap();
+        while !does_something_else(tid) {
+            std::thread::yield_now();
+        }
+        drop(std::fs::File::options().write(true).open(&fifo).unwrap());
+        waiting.join().unwrap();
+        assert!(THREADS.iter().all(|tid| !does_something_else(*tid)), "unseen");
     }
 }

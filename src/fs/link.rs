@@ -53,6 +53,7 @@ impl Fs {
         let entry = index.add_file(to.0, to.1, file)?.map_err(|_| Errno::EXIST)?;
         index.remember(entry);
         drop(index);
+        self.ghosts.take(to.0, to.1);
         Ok(self.stat_entry(to.0, to.1, file)?.0)
     }
 }

@@ -143,6 +143,9 @@ impl Fs {
 
     /// A name of an inode. ESTALE when it has none (left).
     pub(super) fn place_of(&self, slot: Slot, ino: PackedIno) -> Result<(DirId, Vec<u8>, FileRef)> {
+        if self.open.evicted.has(NodeId::file(slot, ino)) {
+            return Err(Errno::STALE.into());
+        }
         let index = self.index.read();
         if !index.find_known(slot, ino) && self.open.was_moved(NodeId::file(slot, ino)) {
             // Without a pass over the whole index: it's asked for until the kernel has heard.
@@ -222,7 +225,19 @@ impl Fs {
         name: &[u8],
         file: FileRef,
     ) -> Result<Attr> {
-        let _using = self.still.using(file.node());
+        let using = self.still.using(file.node());
+        self.stat_and_remember(entry, dir, name, file, &using)
+    }
+
+    /// The same, `using` the node already.
+    pub(super) fn stat_and_remember(
+        &self,
+        entry: EntryId,
+        dir: DirId,
+        name: &[u8],
+        file: FileRef,
+        _using: &super::still::Using<'_>,
+    ) -> Result<Attr> {
         let (stat, _) = self.statx_entry(dir, name, file)?;
         if !self.remember(entry, file) {
             return Err(Errno::STALE.into());
@@ -332,6 +347,7 @@ impl Fs {
             reason: Reason::Probed.code(),
         };
         if let Ok(entry) = index.add_file(dir, name, file)? {
+            index.used_at(entry, self.retention.now());
             if index.is_counting() && stat.stx_nlink == 1 {
                 index.set_size(entry, super::rules::taken(stat, self.is_shared(*slot)));
             }

@@ -36,7 +36,9 @@ impl Fs {
         let dir = self.dir_of(parent)?;
         check_new_name(name)?;
         if let Some(existing) = self.existing_file(parent, dir, name, flags)? {
-            return Ok((existing, self.open(existing.node, flags)?));
+            let opened = self.open(existing.node, flags)?;
+            self.opened_to_write(caller.tid, existing.node, flags);
+            return Ok((existing, opened));
         }
         self.admit(dir)?;
         let path = self.index.read().path_of(dir, name);
@@ -71,11 +73,10 @@ impl Fs {
             let entry = index.add_file(dir, name, file)?.map_err(|_| Errno::EXIST)?;
             index.remember(entry);
             index.used_at(entry, self.retention.now());
-            if let Some((code, _)) = creator {
-                index.set_creator(entry, code);
+            if let Some((code, record)) = &creator {
+                index.set_creator(entry, self.retention.creators.confirmed(*code, record.as_ref()));
             }
             drop(index);
-            self.ghosts.take(dir, name);
             if let Some(decision) = place.decision {
                 self.decisions.lock().put(file.node(), decision);
             }
@@ -237,7 +238,10 @@ impl Fs {
                 Ok((place, made, lock))
             });
             match made {
-                Ok((place, made, _lock)) => return commit(&place, made),
+                Ok((place, made, _lock)) => {
+                    self.ghosts.take(dir, name);
+                    return commit(&place, made);
+                }
                 Err(e) if passes_over(e.errno()) => {
                     if let Ok(backing) = self.backing(slot) {
                         backing.space.distrust();

@@ -99,6 +99,8 @@ pub(super) struct OpenTable {
     /// Inodes of files that were moved, whose nodes the kernel hasn't forgotten yet: they can't be opened any
     /// more, and their numbers can't become other files'.
     moved: Mutex<LruCache<NodeId, OwnedFd>>,
+    /// The same of evicted ones, which are never opened again.
+    pub(super) evicted: super::evict::Held,
     handles: RwLock<Slab<Arc<Handle>>>,
 }
 
@@ -109,6 +111,7 @@ impl OpenTable {
             idle: Mutex::new(LruCache::new(idle)),
             removed: Mutex::new(LruCache::new(idle)),
             moved: Mutex::new(LruCache::new(idle)),
+            evicted: super::evict::Held::new(idle),
             handles: RwLock::new(Slab::new()),
         }
     }
@@ -183,11 +186,6 @@ impl OpenTable {
         drop(dropped);
     }
 
-    /// The file was evicted: it's held, by this descriptor, until the kernel forgets its node.
-    pub(super) fn hold_evicted(&self, node: NodeId, slot: Slot, fd: OwnedFd) {
-        self.hold_removed(Arc::new(OpenNode::new(node, slot, fd, false)));
-    }
-
     /// The file was removed: nothing is kept of it for a next open.
     pub(super) fn forget_idle(&self, node: NodeId) {
         let dropped = self.idle.lock().pop(&node);
@@ -209,6 +207,7 @@ impl OpenTable {
     pub(super) fn forget_removed(&self, node: NodeId) {
         let dropped = self.removed.lock().pop(&node);
         drop(dropped);
+        self.evicted.forget(node);
     }
 
     /// Whether the inode is open.
@@ -242,6 +241,7 @@ impl OpenTable {
             let gone: Vec<NodeId> = table.iter().map(|(node, _)| *node).filter(on).collect();
             gone.iter().filter_map(|node| table.pop(node)).collect()
         }
+        self.evicted.leave(slot);
         // Dropped when no lock is held.
         drop((take(&self.idle, slot), take(&self.removed, slot), take(&self.moved, slot)));
     }

@@ -120,7 +120,11 @@ impl Fs {
             let found = self.index.read().find(dir, name).ok_or(Errno::NOENT)?;
             let stat = match found {
                 (_, What::Dir(id)) => return self.stat_dir(id),
-                (entry, What::File(file)) => self.stat_to_remember(entry, dir, name, file),
+                // A file that is being evicted or moved, perhaps by a drive that hangs, keeps no listing waiting.
+                (entry, What::File(file)) => {
+                    let using = self.still.try_using(file.node()).ok_or(Errno::AGAIN)?;
+                    self.stat_and_remember(entry, dir, name, file, &using)
+                }
             };
             match stat {
                 // Moved or replaced meanwhile: once more. The same as before has gone behind the mount's back.

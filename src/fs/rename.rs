@@ -118,6 +118,7 @@ impl Fs {
             let exchange = mode == RenameMode::Exchange;
             let replaced = target.map(|side| (side.entry, side.what));
             self.may_move(from.0, to.0, (source.entry, source.what), replaced, exchange)?;
+            self.ghosts.take(to.0, to.1);
             return match (mode, target) {
                 (RenameMode::Exchange, Some(target)) => self.exchange(&names, source, target),
                 _ => match source.what {

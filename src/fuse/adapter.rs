@@ -84,6 +84,41 @@ impl Adapter {
         })
     }
 
+    /// Makes something new and answers: at once, or when there is room for it.
+    fn make<T, R: Send + 'static>(
+        &self,
+        op: Op,
+        parent: NodeId,
+        reply: R,
+        make: impl Fn(&Fs) -> fs::Result<T> + Send + 'static,
+        answer: impl FnOnce(&Adapter, R, Result<T, Errno>) + Send + 'static,
+    ) {
+        let made = self.run(op, |fs| match make(fs) {
+            Err(e)
+                if matches!(e.errno().raw_os_error(), libc::ENOSPC | libc::EDQUOT) && fs.room_may_come() =>
+            {
+                Ok(None)
+            }
+            made => made.map(Some),
+        });
+        match made {
+            Ok(Some(made)) => answer(self, reply, Ok(made)),
+            Err(e) => answer(self, reply, Err(e)),
+            // Room may be made: not on a thread that answers the kernel.
+            Ok(None) => {
+                let adapter = self.clone();
+                let wait = move || {
+                    let made = adapter.run(op, |fs| fs.when_there_is_room(parent, || make(fs)));
+                    answer(&adapter, reply, made);
+                };
+                if let Err(e) = std::thread::Builder::new().name("kvfs-room".into()).spawn(wait) {
+                    // The request was answered with EIO as it was dropped.
+                    tracing::warn!("a new file can't wait for room: {e}");
+                }
+            }
+        }
+    }
+
     fn created(&self, reply: ReplyCreate, created: Result<(Attr, fs::Opened), Errno>) {
         match created {
             Ok((attr, opened)) => {
@@ -179,7 +214,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -195,6 +230,9 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        if self.fs.is_ghost(node(ino), req.pid()) {
+            return reply.error(Errno::ESTALE);
+        }
         let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
         let set = SetAttr { mode, uid, gid, size, atime, mtime };
         if self.fs.setattr_waits(node(ino), &set) {
@@ -236,10 +274,8 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
-        self.entry(
-            reply,
-            self.run(Op::Mkdir, |fs| fs.mkdir(&caller(req), node(parent), name.as_bytes(), mode)),
-        );
+        let (caller, parent, name) = (caller(req), node(parent), name.as_bytes().to_vec());
+        self.make(Op::Mkdir, parent, reply, move |fs| fs.mkdir(&caller, parent, &name, mode), Adapter::entry);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -280,7 +316,10 @@ impl Filesystem for Adapter {
         empty(reply, self.run(Op::Rename, |fs| fs.rename(node(parent), from, node(newparent), to, mode)));
     }
 
-    fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        if self.fs.is_ghost(node(ino), req.pid()) {
+            return reply.error(Errno::ESTALE);
+        }
         self.entry(reply, self.run(Op::Link, |fs| fs.link(node(ino), node(newparent), newname.as_bytes())));
     }
 
@@ -290,6 +329,7 @@ impl Filesystem for Adapter {
         }
         match self.run(Op::Open, |fs| fs.open(node(ino), flags.0)) {
             Ok(opened) => {
+                self.fs.opened_to_write(req.pid(), node(ino), flags.0);
                 let fh = FileHandle(opened.fh);
                 match opened.data {
                     Data::Passthrough(id) => {
@@ -316,26 +356,9 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (caller, parent, name) = (caller(req), node(parent), name.as_bytes());
-        let created = self.run(Op::Create, |fs| fs.create(&caller, parent, name, mode, flags));
-        match created {
-            Err(e) if matches!(e.code(), libc::ENOSPC | libc::EDQUOT) && self.fs.room_may_come() => {
-                // Room may be made: not on a thread that answers the kernel.
-                let (adapter, name) = (self.clone(), name.to_vec());
-                let wait = move || {
-                    let again = || {
-                        adapter.fs.wait_for_room(parent);
-                        adapter.run(Op::Create, |fs| fs.create(&caller, parent, &name, mode, flags))
-                    };
-                    adapter.created(reply, again());
-                };
-                if let Err(e) = std::thread::Builder::new().name("kvfs-room".into()).spawn(wait) {
-                    // The request was answered with EIO as it was dropped.
-                    tracing::warn!("a new file can't wait for room: {e}");
-                }
-            }
-            created => self.created(reply, created),
-        }
+        let (caller, parent, name) = (caller(req), node(parent), name.as_bytes().to_vec());
+        let create = move |fs: &Fs| fs.create(&caller, parent, &name, mode, flags);
+        self.make(Op::Create, parent, reply, create, Adapter::created);
     }
 
     fn read(
@@ -473,20 +496,32 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
+        if self.fs.is_ghost(node(ino), req.pid()) {
+            return reply.error(Errno::ESTALE);
+        }
         let name = name.as_bytes();
         let set = self.run(Op::Setxattr, |fs| fs.setxattr(&caller(req), node(ino), name, value, flags));
         empty(reply, set);
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if self.fs.is_ghost(node(ino), req.pid()) {
+            return reply.error(Errno::ESTALE);
+        }
         xattr(reply, size, self.run(Op::Getxattr, |fs| fs.getxattr(node(ino), name.as_bytes())));
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if self.fs.is_ghost(node(ino), req.pid()) {
+            return reply.error(Errno::ESTALE);
+        }
         xattr(reply, size, self.run(Op::Listxattr, |fs| fs.listxattr(node(ino))));
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if self.fs.is_ghost(node(ino), req.pid()) {
+            return reply.error(Errno::ESTALE);
+        }
         let name = name.as_bytes();
         empty(reply, self.run(Op::Removexattr, |fs| fs.removexattr(&caller(req), node(ino), name)));
     }

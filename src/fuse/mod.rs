@@ -6,6 +6,7 @@
 mod adapter;
 mod convert;
 mod mount;
+mod prune;
 mod reply;
 mod session;
 

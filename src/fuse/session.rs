@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use fuser::{Config, SessionACL};
 
 use super::adapter::{Adapter, Wanted};
 use super::mount::{MountError, Mounted, mount};
+use super::prune::Pruner;
 use crate::backing::{Backing, List, Passthrough};
 use crate::config::{MountConfig, PassthroughMode};
 use crate::direct::Direct;
@@ -102,16 +103,20 @@ impl Session {
     }
 
     /// What tells the kernel that a name has gone (and its file, if one is named), or is to be looked up again.
-    pub fn entry_gone(&self) -> impl Fn(NodeId, &[u8], Option<NodeId>) + Send + Sync + 'static {
+    pub fn entry_gone(&self) -> io::Result<impl Fn(NodeId, &[u8], Option<NodeId>) + Send + Sync + 'static> {
         let notifier = self.session.notifier();
-        move |parent, name, node| {
+        let pruner = Pruner::new(self.session.as_fd().try_clone_to_owned()?);
+        Ok(move |parent, name: &[u8], node: Option<NodeId>| {
             let (parent, name) = (super::convert::ino(parent), OsStr::from_bytes(name));
-            // An error means that the kernel doesn't have the name, or that the session has ended.
+            // An error of these means that the kernel doesn't have the name, or that the session has ended.
             let _ = match node {
+                Some(node) if pruner.prune(node.0) => return,
+                // This takes the directory's lock. A daemon that is killed while a client has it, and waits for
+                // the daemon, would not end before the connection is aborted.
                 Some(node) => notifier.delete(parent, super::convert::ino(node), name),
                 None => notifier.inval_entry(parent, name),
             };
-        }
+        })
     }
 
     /// What decides how the data of a backing moves that joins later. How deep the kernel stacks was settled at

@@ -317,6 +317,7 @@ impl Index {
 
     /// Takes a name away, and with an (empty) directory's name the directory.
     pub fn remove(&mut self, entry: EntryId) {
+        let size = self.size(entry);
         self.uncount(entry);
         self.detach(entry);
         self.forget_entry(entry);
@@ -325,7 +326,10 @@ impl Index {
             What::Dir(dir) => {
                 self.dirs.remove(&dir);
             }
-            What::File(file) => self.files[file.slot.index()] -= 1,
+            What::File(file) => {
+                self.files[file.slot.index()] -= 1;
+                self.bequeath(file, size);
+            }
         }
         self.free_entry(entry);
     }

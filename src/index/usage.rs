@@ -91,22 +91,38 @@ impl Index {
         }
     }
 
-    /// Says that a node which the kernel knows was used, and finds its name. `None` when it has none, or the
-    /// kernel doesn't know it.
-    pub fn touch(&self, slot: Slot, ino: PackedIno, at: Moment) -> Option<EntryId> {
+    /// A name of a node that the kernel knows. `None` when it has none, or the kernel doesn't know it.
+    pub fn known(&self, slot: Slot, ino: PackedIno) -> Option<EntryId> {
         let node = NodeId::file(slot, ino);
-        let found =
-            self.by_node.find(self.hasher.hash_one(node), |e| self.what(EntryId(*e)).node() == node)?;
-        self.used_at(EntryId(*found), at);
-        Some(EntryId(*found))
+        let hash = self.hasher.hash_one(node);
+        self.by_node.find(hash, |e| self.what(EntryId(*e)).node() == node).map(|found| EntryId(*found))
     }
 
-    /// Gives the files of one creator to another: all of them, in one pass.
-    pub fn recode_creator(&self, from: CreatorCode, to: CreatorCode) {
-        for number in 0..self.usage.stamps.len() {
-            let entry = EntryId(number as u32);
-            if self.use_of(entry).0 == from {
-                self.set_creator(entry, to);
+    /// Says that a node which the kernel knows was used, and finds its name.
+    pub fn touch(&self, slot: Slot, ino: PackedIno, at: Moment) -> Option<EntryId> {
+        let found = self.known(slot, ino)?;
+        self.used_at(found, at);
+        Some(found)
+    }
+
+    /// Gives the files of these creators to another: all of them, in one pass.
+    pub fn recode_creators(&self, from: &[CreatorCode], to: CreatorCode) {
+        let mut is_from = [false; 256];
+        from.iter().for_each(|code| is_from[usize::from(code.0)] = true);
+        for (number, stamp) in self.usage.stamps.iter().enumerate() {
+            if is_from[(stamp.load(Relaxed) >> 24) as usize] {
+                self.set_creator(EntryId(number as u32), to);
+            }
+        }
+    }
+
+    /// Counts all moments from a later one on: each is so much less, but still known.
+    pub fn age(&mut self, by: u32) {
+        for stamp in &mut self.usage.stamps {
+            let stamp = stamp.get_mut();
+            let moment = *stamp & Moment::MAX.0;
+            if moment > 0 {
+                *stamp = *stamp & !Moment::MAX.0 | moment.saturating_sub(by).max(1);
             }
         }
     }
@@ -214,6 +230,16 @@ impl Index {
         }
     }
 
+    /// The entry is gone: if its file has another name that the kernel knows, that has its size from now on.
+    pub(super) fn bequeath(&self, file: super::FileRef, size: u64) {
+        if size > 0
+            && let Some(heir) = self.known(file.slot, file.ino)
+            && self.size(heir) == 0
+        {
+            self.set_size(heir, size);
+        }
+    }
+
     /// The entry has its new place or backing: its size joins the sums.
     pub(super) fn recount(&self, entry: EntryId) {
         if let Some(What::File(file)) = self.live(entry) {
@@ -275,6 +301,47 @@ mod tests {
         let again = add(&mut index, DirId::ROOT, "b", 0, 8);
         assert_eq!(again, entry);
         assert_eq!((index.use_of(again), index.size(again)), Default::default());
+    }
+
+    #[test]
+    fn a_file_with_two_names_is_counted_once() {
+        let mut index = Index::new(1);
+        index.start_counting();
+        let (a, b) = (add(&mut index, DirId::ROOT, "a", 0, 7), add(&mut index, DirId::ROOT, "b", 0, 7));
+        index.remember(a);
+        index.remember(b);
+        index.set_size(a, 8192);
+        index.remove(a);
+        assert_eq!((index.size(b), index.bytes_on(Slot(0))), (8192, 8192));
+        index.remove(b);
+        assert_eq!(index.bytes_on(Slot(0)), 0);
+    }
+
+    #[test]
+    fn moments_age() {
+        let mut index = Index::new(1);
+        let [a, b, c] = ["a", "b", "c"].map(|name| add(&mut index, DirId::ROOT, name, 0, 7));
+        index.set_creator(a, CreatorCode(9));
+        index.used_at(a, Moment(1000));
+        index.used_at(b, Moment(10));
+        index.age(400);
+        assert_eq!(index.use_of(a), (CreatorCode(9), Moment(600)));
+        assert_eq!(index.use_of(b).1, Moment(1), "long ago, but known");
+        assert_eq!(index.use_of(c).1, Moment(0), "not known");
+    }
+
+    #[test]
+    fn files_get_another_creator() {
+        let mut index = Index::new(1);
+        let entries = [3, 4, 5].map(|code| {
+            let entry = add(&mut index, DirId::ROOT, &code.to_string(), 0, code);
+            index.set_creator(entry, CreatorCode(code as u8));
+            index.used_at(entry, Moment(7));
+            entry
+        });
+        index.recode_creators(&[CreatorCode(3), CreatorCode(5)], CreatorCode(1));
+        assert_eq!(entries.map(|entry| index.use_of(entry).0.0), [1, 4, 1]);
+        assert_eq!(index.use_of(entries[0]).1, Moment(7));
     }
 
     #[test]

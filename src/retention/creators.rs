@@ -57,6 +57,15 @@ struct Process {
     start: u64,
 }
 
+/// What a code stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Free,
+    Living(Process),
+    /// The process has ended; files may still have the code.
+    Ended,
+}
+
 /// All processes that made files which only they can find.
 pub struct Creators {
     proc: PathBuf,
@@ -64,7 +73,18 @@ pub struct Creators {
     boot: String,
     namespace: u64,
     /// By code, from [`FIRST`] on.
-    living: Mutex<Vec<Option<Process>>>,
+    places: Mutex<Vec<Place>>,
+}
+
+/// Who can find a file that is being written once more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Writers {
+    /// The same process as before.
+    Same,
+    /// The new one alone.
+    Only(CreatorCode, Record),
+    /// More than one: it's nobody's orphan as long as this is remembered.
+    Several(CreatorCode),
 }
 
 /// It doesn't matter who made the file.
@@ -89,7 +109,7 @@ impl Creators {
             processes,
             boot: boot.trim().to_owned(),
             namespace: namespace.unwrap_or(0),
-            living: Mutex::default(),
+            places: Mutex::default(),
         }
     }
 
@@ -117,22 +137,63 @@ impl Creators {
         if self.is_there(process) { self.code_of(process) } else { GONE }
     }
 
-    /// Codes whose processes have ended since they were asked about. Their files are to be given to [`GONE`],
-    /// and then the codes back, by [`Creators::free`].
-    pub fn ended(&self) -> Vec<CreatorCode> {
-        self.processes.forget_dead();
-        let living = self.living.lock().clone();
-        let gone = |(n, process): (usize, &Option<Process>)| {
-            process.filter(|process| !self.is_there(*process)).map(|_| CreatorCode(FIRST + n as u8))
+    /// Who can find a file that a thread opens to write, whose creator was `old` so far; `known` reads the
+    /// record that it has.
+    pub fn writes(&self, old: CreatorCode, known: impl FnOnce() -> Option<Record>, tid: u32) -> Writers {
+        let (writer, record) = self.of_thread(tid);
+        let old = match old {
+            ANYONE => known().map_or(UNDECIDED, |record| self.of_record(&record)),
+            old if old == writer || self.stands_for_somebody(old) => old,
+            // It has ended, and nobody has noticed yet.
+            old if Creators::is_living(old) => GONE,
+            old => old,
         };
-        living.iter().enumerate().filter_map(gone).collect()
+        match (old, record) {
+            (old, _) if Creators::is_living(old) && old == writer => Writers::Same,
+            (GONE, Some(record)) => Writers::Only(writer, record),
+            _ => Writers::Several(UNDECIDED),
+        }
     }
 
-    /// The code may be another process's.
+    /// Whether the code stands for a process that is there now.
+    fn stands_for_somebody(&self, code: CreatorCode) -> bool {
+        let n = usize::from(code.0).checked_sub(usize::from(FIRST));
+        let place = n.and_then(|n| self.places.lock().get(n).copied());
+        matches!(place, Some(Place::Living(process)) if self.is_there(process))
+    }
+
+    /// The code as a file may get it now: its process may have ended since it was asked for, and the code be
+    /// another's. To be called under the index's lock.
+    pub fn confirmed(&self, code: CreatorCode, record: Option<&Record>) -> CreatorCode {
+        let Some(n) = code.0.checked_sub(FIRST) else { return code };
+        let process = record.map(|r| Place::Living(Process { pid: r.pid, start: r.start }));
+        let place = self.places.lock().get(usize::from(n)).copied();
+        if place.is_some() && place == process { code } else { GONE }
+    }
+
+    /// Codes whose processes have ended. No file gets them any more; those that have them are to be given to
+    /// [`GONE`], and then the codes back, by [`Creators::free`].
+    pub fn ended(&self) -> Vec<CreatorCode> {
+        self.processes.forget_dead();
+        // Processes are looked at without the lock: that may take a while.
+        let places = self.places.lock().clone();
+        let gone = |place: &Place| matches!(place, Place::Living(process) if !self.is_there(*process));
+        let gone: Vec<usize> = (0..places.len()).filter(|n| gone(&places[*n])).collect();
+        let mut now = self.places.lock();
+        for n in gone {
+            if now[n] == places[n] {
+                now[n] = Place::Ended;
+            }
+        }
+        let ended = now.iter().enumerate().filter(|(_, place)| **place == Place::Ended);
+        ended.map(|(n, _)| CreatorCode(FIRST + n as u8)).collect()
+    }
+
+    /// No file has the code any more: it may be another process's.
     pub fn free(&self, code: CreatorCode) {
         let n = usize::from(code.0.saturating_sub(FIRST));
-        if let Some(process) = self.living.lock().get_mut(n) {
-            *process = None;
+        if let Some(place) = self.places.lock().get_mut(n) {
+            *place = Place::Free;
         }
     }
 
@@ -153,8 +214,9 @@ impl Creators {
         let mut oldest: Option<u64> = None;
         for entry in entries.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let Ok(cmdline) = fs::read(entry.path().join("cmdline")) else { continue };
-            if may_be_client(&cmdline)
+            let cmdline = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let program = fs::read_link(entry.path().join("exe")).unwrap_or_default();
+            if may_be_client(&cmdline, &program)
                 && let Some(start) = start_of(&self.proc, pid)
             {
                 oldest = Some(oldest.map_or(start, |known| known.min(start)));
@@ -165,18 +227,18 @@ impl Creators {
     }
 
     fn code_of(&self, process: Process) -> CreatorCode {
-        let mut living = self.living.lock();
-        if let Some(n) = living.iter().position(|known| *known == Some(process)) {
+        let mut places = self.places.lock();
+        if let Some(n) = places.iter().position(|place| *place == Place::Living(process)) {
             return CreatorCode(FIRST + n as u8);
         }
-        let n = living.iter().position(Option::is_none).unwrap_or(living.len());
+        let n = places.iter().position(|place| *place == Place::Free).unwrap_or(places.len());
         if n > usize::from(u8::MAX - FIRST) {
             return UNDECIDED;
         }
-        if n == living.len() {
-            living.push(None);
+        if n == places.len() {
+            places.push(Place::Free);
         }
-        living[n] = Some(process);
+        places[n] = Place::Living(process);
         CreatorCode(FIRST + n as u8)
     }
 
@@ -185,8 +247,18 @@ impl Creators {
         Some(Process { pid: process.pid, start: process.start })
     }
 
+    /// A process of which nothing is left but its exit status has no memory any more.
     fn is_there(&self, process: Process) -> bool {
-        self.processes.is_alive(process.pid, process.start)
+        let Some((state, start)) = stat_of(&self.proc, process.pid) else { return false };
+        start == process.start && (!matches!(state, b'Z' | b'X') || self.has_threads(process.pid))
+    }
+
+    /// Whether threads go on without the first one, which has ended.
+    fn has_threads(&self, pid: u32) -> bool {
+        let tasks = fs::read_dir(self.proc.join(pid.to_string()).join("task"));
+        tasks.is_ok_and(|tasks| {
+            tasks.flatten().any(|task| task.file_name().to_str() != Some(&pid.to_string()))
+        })
     }
 }
 
@@ -196,24 +268,35 @@ pub struct Unseen;
 
 /// When a process began, in clock ticks since the boot.
 fn start_of(proc: &Path, pid: u32) -> Option<u64> {
+    stat_of(proc, pid).map(|(_, start)| start)
+}
+
+/// A process's state, and when it began.
+fn stat_of(proc: &Path, pid: u32) -> Option<(u8, u64)> {
     let stat = fs::read(proc.join(pid.to_string()).join("stat")).ok()?;
     // The name, in parentheses, may have anything in it.
     let after = stat.iter().rposition(|b| *b == b')')?;
-    std::str::from_utf8(&stat[after + 1..]).ok()?.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = std::str::from_utf8(&stat[after + 1..]).ok()?.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
 }
 
-/// Whether a process with these arguments might have KV-cache files in its memory.
-fn may_be_client(cmdline: &[u8]) -> bool {
+/// Whether a process might have KV-cache files in its memory, by its arguments (which an engine's workers
+/// replace by a title) and its program.
+fn may_be_client(cmdline: &[u8], program: &Path) -> bool {
     let text = String::from_utf8_lossy(cmdline).to_ascii_lowercase();
-    ["lmcache", "vllm", "sglang", "python"].iter().any(|word| text.contains(word))
+    let program = program.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    program.contains("python")
+        || ["lmcache", "vllm", "sglang", "python", "ray::"].iter().any(|word| text.contains(word))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn with_proc(proc: &str) -> Creators {
-        Creators::new(proc, Arc::new(Processes::new(proc)))
+    fn with_proc(proc: impl Into<PathBuf>) -> Creators {
+        let proc = proc.into();
+        Creators::new(proc.clone(), Arc::new(Processes::new(proc)))
     }
 
     #[test]
@@ -235,14 +318,64 @@ mod tests {
         assert_eq!(creators.of_record(&record), code);
         assert_eq!(creators.of_thread(child.id()).0, code, "one code a process");
         assert!(creators.ended().is_empty());
+        assert_eq!(creators.confirmed(code, Some(&record)), code);
         child.kill().unwrap();
-        child.wait().unwrap();
-        assert_eq!(creators.ended(), [code]);
+        // Nobody waits for it yet: it's a zombie.
+        while creators.ended() != [code] {
+            std::thread::yield_now();
+        }
         assert_eq!(creators.of_record(&record), GONE);
+        child.wait().unwrap();
+        assert_eq!(creators.ended(), [code], "as long as the code isn't free");
+        assert_eq!(creators.confirmed(code, Some(&record)), GONE, "no file gets it any more");
+        let (me, mine) = creators.of_thread(std::process::id());
+        assert_ne!(me, code);
         creators.free(code);
         assert!(creators.ended().is_empty());
-        let me = creators.of_thread(std::process::id()).0;
-        assert_eq!(me, code, "a code that was given back is used again");
+        let other = creators.code_of(Process { pid: 1, start: 0 });
+        assert_eq!(other, code, "a code that was given back is used again");
+        assert_eq!(creators.confirmed(code, Some(&record)), GONE, "by another process");
+        assert_eq!(creators.confirmed(me, mine.as_ref()), me);
+        assert_eq!(creators.confirmed(UNDECIDED, None), UNDECIDED);
+    }
+
+    #[test]
+    fn a_process_lives_as_long_as_its_last_thread() {
+        let proc = Fake::new(INIT_PID_NAMESPACE);
+        proc.process(10, 'Z', 500, "");
+        let creators = proc.creators();
+        let process = Process { pid: 10, start: 500 };
+        assert!(!creators.is_there(process));
+        fs::create_dir(proc.0.path().join("10/task/11")).unwrap();
+        assert!(creators.is_there(process), "its first thread has ended, another hasn't");
+        assert!(!creators.is_there(Process { pid: 10, start: 501 }));
+        assert!(!creators.is_there(Process { pid: 12, start: 500 }));
+    }
+
+    #[test]
+    fn two_writers_of_one_file() {
+        let creators = with_proc("/proc");
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (mine, my_record) = creators.of_thread(std::process::id());
+        let (code, record) = creators.of_thread(other.id());
+        let unread = || panic!("there's no need to read it");
+        let me = std::process::id();
+        assert_eq!(creators.writes(mine, unread, me), Writers::Same);
+        assert_eq!(creators.writes(code, unread, me), Writers::Several(UNDECIDED));
+        assert_eq!(creators.writes(UNDECIDED, unread, me), Writers::Several(UNDECIDED));
+        assert_eq!(creators.writes(GONE, unread, me), Writers::Only(mine, my_record.clone().unwrap()));
+        assert_eq!(
+            creators.writes(GONE, unread, 0),
+            Writers::Several(UNDECIDED),
+            "a writer that can't be seen"
+        );
+        assert_eq!(creators.writes(ANYONE, || None, me), Writers::Several(UNDECIDED));
+        assert_eq!(creators.writes(ANYONE, || record.clone(), me), Writers::Several(UNDECIDED));
+        assert_eq!(creators.writes(ANYONE, || my_record.clone(), me), Writers::Same);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(creators.writes(code, unread, me), Writers::Only(mine, my_record.clone().unwrap()));
+        assert_eq!(creators.writes(ANYONE, || record.clone(), me), Writers::Only(mine, my_record.unwrap()));
     }
 
     #[test]
@@ -270,10 +403,74 @@ mod tests {
     }
 
     #[test]
-    fn clients_are_known_by_their_arguments() {
-        for client in [&b"VLLM::Worker_TP3"[..], b"/usr/bin/python3.11\0-m\0x", b"sglang::scheduler_TP0"] {
-            assert!(may_be_client(client));
+    fn clients_are_known_by_their_arguments_or_their_program() {
+        for client in [
+            &b"VLLM::Worker_TP3"[..],
+            b"/usr/bin/python3.11\0-m\0x",
+            b"sglang::scheduler_TP0",
+            b"ray::Worker",
+        ] {
+            assert!(may_be_client(client, Path::new("/usr/bin/x")));
         }
-        assert!(!may_be_client(b"/usr/sbin/sshd\0"));
+        assert!(may_be_client(b"some title", Path::new("/opt/conda/bin/python3.12")));
+        assert!(!may_be_client(b"/usr/sbin/sshd\0", Path::new("/usr/sbin/sshd")));
+    }
+
+    /// A `/proc` of our own.
+    struct Fake(tempfile::TempDir);
+
+    impl Fake {
+        fn new(namespace: u64) -> Fake {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir_all(dir.path().join("self/ns")).unwrap();
+            fs::create_dir_all(dir.path().join("sys/kernel/random")).unwrap();
+            fs::write(dir.path().join("sys/kernel/random/boot_id"), "this-boot\n").unwrap();
+            std::os::unix::fs::symlink(format!("pid:[{namespace}]"), dir.path().join("self/ns/pid")).unwrap();
+            Fake(dir)
+        }
+
+        fn creators(&self) -> Creators {
+            creators(self.0.path())
+        }
+
+        fn process(&self, pid: u32, state: char, start: u64, cmdline: &str) {
+            let dir = self.0.path().join(pid.to_string());
+            fs::create_dir_all(dir.join(format!("task/{pid}"))).unwrap();
+            fs::write(dir.join("cmdline"), cmdline).unwrap();
+            fs::write(dir.join("status"), format!("Name:\tx\nTgid:\t{pid}\n")).unwrap();
+            let fields =
+                format!("{pid} (a) b ({state}) {state} 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {start} 0");
+            fs::write(dir.join("stat"), fields).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_oldest_client_is_looked_for() {
+        let proc = Fake::new(INIT_PID_NAMESPACE);
+        proc.process(1, 'S', 1, "/sbin/init");
+        assert_eq!(proc.creators().oldest_client(), Ok(None));
+        proc.process(20, 'S', 700, "python3\0-m\0lmcache");
+        proc.process(21, 'S', 300, "VLLM::EngineCore");
+        proc.process(22, 'S', 200, "title");
+        let ticks = rustix::param::clock_ticks_per_second() as f64;
+        assert_eq!(proc.creators().oldest_client(), Ok(Some(300.0 / ticks)));
+        std::os::unix::fs::symlink("/usr/bin/python3", proc.0.path().join("22/exe")).unwrap();
+        assert_eq!(proc.creators().oldest_client(), Ok(Some(200.0 / ticks)));
+        assert_eq!(Fake::new(7).creators().oldest_client(), Err(Unseen), "not all can be seen from here");
+    }
+
+    #[test]
+    fn records_are_judged_by_boot_namespace_and_start() {
+        let proc = Fake::new(99);
+        proc.process(20, 'S', 700, "x");
+        let creators = proc.creators();
+        let judged = |text: &str| creators.of_record(&Record::decode(text.as_bytes()).unwrap());
+        assert!(Creators::is_living(judged("1 this-boot 99 20 700")));
+        assert_eq!(judged("1 this-boot 99 20 699"), GONE);
+        assert_eq!(judged("1 this-boot 99 21 700"), GONE);
+        assert_eq!(judged("1 other-boot 99 20 700"), GONE);
+        assert_eq!(judged("1 this-boot 98 20 1"), UNDECIDED);
+        let (code, record) = creators.of_thread(20);
+        assert_eq!(judged(&record.unwrap().encode()), code);
     }
 }

@@ -28,6 +28,8 @@ pub struct Level {
     pub allowed: u64,
     /// What new files may still use.
     pub spare: u64,
+    /// By how much files take more than they may.
+    pub owed: u64,
     /// With less than that, files are evicted.
     pub begin: u64,
     /// Until there is that much.
@@ -37,7 +39,9 @@ pub struct Level {
 impl Level {
     /// How many bytes are to be freed.
     pub fn missing(&self) -> u64 {
-        if self.spare < self.begin { self.end - self.spare } else { 0 }
+        // With nothing to spare no file can be made, however small they are.
+        let begin = if self.allowed > 0 { self.begin.max(1) } else { 0 };
+        if self.spare < begin { self.end.max(1) - self.spare + self.owed } else { 0 }
     }
 }
 
@@ -49,18 +53,20 @@ impl Marks {
         // What other directories of the file system use is not ours to free.
         let of_disk = room.total.saturating_sub(room.free - room.available).saturating_sub(space.min_free);
         let allowed = of_disk.min(space.capacity.unwrap_or(u64::MAX));
-        Some(self.of(allowed, space.spare(backing.root()), space.typical()))
+        Some(self.of(allowed, space.balance(backing.root()), space.typical()))
     }
 
-    /// Where a backing stands of which kvfs may use `allowed` bytes and has `spare` left, with files of
+    /// Where a backing stands of which kvfs may use `allowed` bytes and has `balance` left, with files of
     /// `typical` bytes.
-    pub(super) fn of(&self, allowed: u64, spare: u64, typical: u64) -> Level {
+    pub(super) fn of(&self, allowed: u64, balance: i64, typical: u64) -> Level {
         let above = |mark: f64| (allowed as f64 * (100.0 - mark) / 100.0) as u64;
         // Files of more than an eighth of the backing would leave nothing to keep.
         let most = allowed / 2;
         let begin = above(self.high).max(typical.saturating_mul(4)).min(most);
         let end = above(self.low).max(typical.saturating_mul(8)).max(begin).min(most);
-        Level { allowed, spare, begin, end }
+        let spare = u64::try_from(balance).unwrap_or(0);
+        let owed = if balance < 0 { balance.unsigned_abs() } else { 0 };
+        Level { allowed, spare, owed, begin, end }
     }
 }
 
@@ -74,6 +80,7 @@ mod tests {
         let level = marks.of(1000, 51, 0);
         assert_eq!((level.begin, level.end, level.missing()), (50, 100, 0));
         assert_eq!(marks.of(1000, 49, 0).missing(), 51);
+        assert_eq!(marks.of(1000, -300, 0).missing(), 400, "what is owed comes to it");
     }
 
     #[test]
@@ -84,5 +91,7 @@ mod tests {
         let level = marks.of(1000, 0, 400);
         assert_eq!((level.begin, level.end), (500, 500), "half of it stays in any case");
         assert_eq!(marks.of(0, 0, 400).missing(), 0);
+        let to_the_brim = Marks { high: 100.0, low: 99.0 };
+        assert_eq!((to_the_brim.of(1000, 1, 0).missing(), to_the_brim.of(1000, -5, 0).missing()), (0, 15));
     }
 }

@@ -10,9 +10,11 @@ mod creators;
 mod evictor;
 mod marks;
 mod plan;
+mod pressure;
 mod recency;
 mod status;
 mod survey;
+mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -21,13 +23,13 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::backing::List;
-use crate::index::{CreatorCode, DirId, EntryId, FileRef, Index, Moment, Slot};
+use crate::index::{CreatorCode, DirId, EntryId, FileRef, Index, Moment, NodeId, Slot, What};
 use crate::placement::Target;
 use crate::placement::names::{self, Client};
 use crate::placement::process::Processes;
 
 pub use clock::Clock;
-pub use creators::{CREATOR_XATTR, Creators, Record};
+pub use creators::{CREATOR_XATTR, Creators, Record, Writers};
 pub use evictor::start;
 pub use marks::Marks;
 pub use plan::{Class, Victim};
@@ -35,9 +37,6 @@ pub use status::{BackingPlan, EvictPlan, PlannedVictim, RetentionStatus};
 
 /// How often who waits for room looks whether it's there.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// Creates that may wait for room at a time. More clients at once are told at once that there is none.
-const MOST_WAITING: usize = 512;
 
 /// What may be evicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -71,6 +70,9 @@ pub struct RetentionOptions {
     pub marks: Marks,
     /// The most that all files together may take, in bytes.
     pub total: Option<u64>,
+    /// Clients may have opened files on their backings by themselves: an evicted file keeps its content for
+    /// whoever still has it.
+    pub keeps_content: bool,
 }
 
 /// What a look at a file on its backing tells.
@@ -78,6 +80,8 @@ pub struct RetentionOptions {
 pub struct Seen {
     /// What it takes there, in bytes.
     pub bytes: u64,
+    /// How many names it has there.
+    pub links: u32,
     /// The later of its last read, as far as the backing keeps it, and its last change.
     pub used: SystemTime,
     /// Its last change of content.
@@ -87,14 +91,19 @@ pub struct Seen {
 }
 
 /// What became of a victim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It's gone; that many bytes come back when the kernel has let go of it too.
-    Gone(u64),
-    /// It's open, was used again, has other links, or isn't there any more.
+    /// It's gone, perhaps with its metadata: so many files, and so many bytes that come back.
+    Gone {
+        /// How many files.
+        files: u64,
+        /// What they took.
+        bytes: u64,
+    },
+    /// It's open, was used again, has other links, takes nothing, or isn't there any more.
     Spared,
-    /// The backing refuses.
-    Failed,
+    /// The backing refuses, for this reason.
+    Failed(String),
 }
 
 /// The filesystem as eviction needs it.
@@ -103,10 +112,16 @@ pub trait Store: Send + Sync {
     fn index(&self) -> &RwLock<Index>;
     /// The backings.
     fn backings(&self) -> List;
+    /// Whether somebody has the file open.
+    fn is_open(&self, node: NodeId) -> bool;
     /// Looks at a file; `None` when it can't be looked at.
     fn look(&self, dir: DirId, name: &[u8], file: FileRef) -> Option<Seen>;
     /// Removes a file, if it's still the same, unused since, and not open.
     fn evict(&self, victim: &Victim) -> Outcome;
+    /// Whether the kernel has so many evicted files to forget that it's better to wait.
+    fn is_behind(&self) -> bool;
+    /// Lets go of what the kernel has forgotten of a backing.
+    fn let_go(&self, slot: Slot);
     /// A process that made files has ended.
     fn creator_ended(&self, creator: CreatorCode);
 }
@@ -122,21 +137,8 @@ pub(crate) struct Counts {
     pub(crate) refused: AtomicU64,
 }
 
-/// What the evictor is asked for, and what it has done.
-#[derive(Debug, Default)]
-struct Pressure {
-    /// Somebody waits for room, or has ordered an eviction.
-    urgent: bool,
-    /// Bytes to be freed in any case, by slot.
-    ordered: Vec<(Slot, u64)>,
-    /// Rounds begun, and ended.
-    begun: u64,
-    ended: u64,
-    /// There are files that nobody has looked at yet, and somebody does.
-    surveying: bool,
-    /// The daemon ends.
-    stop: bool,
-}
+/// Creates that may wait for room at a time: each has a thread. More clients are told at once that there is none.
+const MOST_WAITING: usize = 512;
 
 /// A create that waits.
 struct Waiting<'a>(&'a AtomicUsize);
@@ -163,11 +165,15 @@ pub struct Retention {
     /// Who made files.
     pub creators: Creators,
     pub(crate) counts: Counts,
-    pressure: Mutex<Pressure>,
+    pressure: Mutex<pressure::Pressure>,
+    /// Somebody asks for something.
     changed: Condvar,
+    /// Something was done.
+    ended: Condvar,
+    /// When it was last looked whether creators have ended.
+    buried: Mutex<Option<Instant>>,
     /// Creates that wait now.
     waiting: AtomicUsize,
-    survey: survey::Progress,
 }
 
 impl Retention {
@@ -180,8 +186,9 @@ impl Retention {
             counts: Counts::default(),
             pressure: Mutex::default(),
             changed: Condvar::new(),
+            ended: Condvar::new(),
+            buried: Mutex::default(),
             waiting: AtomicUsize::new(0),
-            survey: survey::Progress::default(),
         })
     }
 
@@ -200,33 +207,29 @@ impl Retention {
         (self.evicts() && is_known_by_memory(path)).then(|| self.creators.of_thread(tid))
     }
 
-    /// Room is short: the evictor had better look.
-    pub fn kick(&self) {
-        let mut pressure = self.pressure.lock();
-        if !pressure.urgent {
-            pressure.urgent = true;
-            self.changed.notify_all();
-        }
+    /// Whether only those who remember a file may be able to find it: by what is known of its creator, else by
+    /// its path.
+    pub fn may_be_remembered(&self, creator: CreatorCode, path: impl FnOnce() -> Vec<u8>) -> bool {
+        creator != creators::ANYONE || is_known_by_memory(&path())
     }
 
     /// Waits until `has_room`, while files are evicted; gives up when nothing is left to evict and no room
     /// `is_kept_free` for files that are being written, or in the end.
     pub fn wait_for_room(
         &self,
-        patience: Duration,
+        until: Instant,
         has_room: impl Fn() -> bool,
         is_kept_free: impl Fn() -> bool,
     ) -> bool {
         self.counts.waited.fetch_add(1, Relaxed);
         let _waiting = Waiting::begin(&self.waiting);
-        let until = Instant::now() + patience;
         let found = loop {
             let gone = self.gone();
             let hopeless = !self.evicts() || self.wait_for_a_round(until, &has_room);
             if has_room() {
                 break true;
             }
-            let idle = hopeless || self.gone() == gone && !self.pressure.lock().surveying;
+            let idle = hopeless || self.gone() == gone && !self.pressure.lock().is_surveying();
             if Instant::now() >= until || idle && !is_kept_free() {
                 break false;
             }
@@ -244,11 +247,10 @@ impl Retention {
     fn wait_for_a_round(&self, until: Instant, has_room: &impl Fn() -> bool) -> bool {
         // Room may come in the middle of a round, or from somebody else.
         let mut pressure = self.pressure.lock();
-        let round = pressure.begun + 1;
-        pressure.urgent = true;
+        let round = pressure.ask();
         self.changed.notify_all();
-        while pressure.ended < round && !pressure.stop && Instant::now() < until {
-            self.changed.wait_for(&mut pressure, LOOK);
+        while !pressure.has_ended(round) && !pressure.stop && Instant::now() < until {
+            self.ended.wait_for(&mut pressure, LOOK);
             let there = parking_lot::MutexGuard::unlocked(&mut pressure, has_room);
             if there {
                 break;
@@ -260,26 +262,6 @@ impl Retention {
     /// Whether one more create may wait: each has a thread meanwhile.
     pub fn has_patience(&self) -> bool {
         self.waiting.load(Relaxed) < MOST_WAITING
-    }
-
-    /// Orders so many bytes to be freed on these backings, whatever the marks say.
-    pub fn order(&self, bytes: Vec<(Slot, u64)>) {
-        let mut pressure = self.pressure.lock();
-        pressure.ordered.extend(bytes);
-        pressure.urgent = true;
-        self.changed.notify_all();
-    }
-
-    /// Whether the evictor is at work, or has been asked to be.
-    pub fn is_evicting(&self) -> bool {
-        let pressure = self.pressure.lock();
-        pressure.urgent || pressure.begun != pressure.ended
-    }
-
-    /// The mount has ended.
-    pub fn stop(&self) {
-        self.pressure.lock().stop = true;
-        self.changed.notify_all();
     }
 
     /// Files evicted so far.
@@ -301,6 +283,15 @@ pub(crate) fn pair(name: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let data = name.strip_suffix(METADATA).unwrap_or(name);
     let is_gds = data.ends_with(b".kvcache.safetensors") || data.ends_with(b".weka1");
     is_gds.then(|| (data.to_vec(), [data, METADATA].concat()))
+}
+
+/// The metadata that goes before a victim.
+fn metadata_of(store: &dyn Store, victim: &Victim) -> Option<Victim> {
+    let (_, name) = pair(&victim.name).filter(|(data, _)| *data == victim.name)?;
+    let index = store.index().read();
+    let (entry, What::File(file)) = index.find(victim.dir, &name)? else { return None };
+    let (creator, used) = index.use_of(entry);
+    Some(Victim { entry, file, name, creator, used, ..victim.clone() })
 }
 
 /// A victim's place in the tree.
@@ -341,24 +332,59 @@ mod tests {
         assert_eq!(pair(b"k.metadata"), None);
     }
 
+    /// A thread that has ended the round that was asked for.
+    fn ends_a_round(retention: &Retention, worker: &Arc<pressure::Worker>) {
+        let mut pressure = retention.pressure.lock();
+        while !pressure.is_asked(worker) {
+            retention.changed.wait(&mut pressure);
+        }
+        pressure.begin(worker);
+        drop(pressure);
+        retention.end_round(worker, None, false);
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
     #[test]
     fn who_waits_is_let_go_when_nothing_can_be_evicted() {
         let retention = Retention::new(RetentionOptions::default(), processes());
+        let worker = retention.pressure.lock().enter(1);
         let evictor = retention.clone();
-        let rounds = std::thread::spawn(move || {
-            let mut pressure = evictor.pressure.lock();
-            while !pressure.urgent {
-                evictor.changed.wait(&mut pressure);
-            }
-            pressure.urgent = false;
-            pressure.begun += 1;
-            pressure.ended += 1;
-            evictor.changed.notify_all();
-        });
-        assert!(!retention.wait_for_room(Duration::from_secs(60), || false, || false));
+        let rounds = std::thread::spawn(move || ends_a_round(&evictor, &worker));
+        assert!(!retention.wait_for_room(soon(), || false, || false));
         rounds.join().unwrap();
         let never =
             Retention::new(RetentionOptions { evict: Evict::Never, ..Default::default() }, processes());
-        assert!(never.wait_for_room(Duration::ZERO, || true, || false));
+        assert!(never.wait_for_room(Instant::now(), || true, || false));
+    }
+
+    #[test]
+    fn a_drive_that_hangs_is_not_waited_for() {
+        let retention = Retention::new(RetentionOptions::default(), processes());
+        let hung = retention.pressure.lock().enter(1);
+        retention.pressure.lock().begin(&hung);
+        let worker = retention.pressure.lock().enter(2);
+        let evictor = retention.clone();
+        let rounds = std::thread::spawn(move || ends_a_round(&evictor, &worker));
+        assert!(!retention.wait_for_room(soon(), || false, || false));
+        rounds.join().unwrap();
+        assert!(!retention.is_evicting());
+        assert_eq!((retention.newly_stuck(), retention.newly_stuck()), (vec![1], vec![]), "it's told once");
+        retention.end_round(&hung, None, false);
+        assert!(retention.is_evicting(), "it has yet to begin the round that was asked for");
+    }
+
+    #[test]
+    fn rounds_asked_for_by_many_are_one() {
+        let retention = Retention::new(RetentionOptions::default(), processes());
+        let worker = retention.pressure.lock().enter(1);
+        retention.kick();
+        retention.kick();
+        retention.order(vec![(Slot(0), 7)]);
+        ends_a_round(&retention, &worker);
+        let pressure = retention.pressure.lock();
+        assert!(!pressure.is_asked(&worker) && pressure.has_ended(2) && !pressure.has_ended(3));
     }
 }

@@ -7,9 +7,9 @@ use std::collections::{BinaryHeap, HashMap};
 
 use parking_lot::RwLock;
 
-use super::creators::{ANYONE, Creators, GONE};
+use super::creators::{ANYONE, GONE};
 use super::{Evict, pair, place};
-use crate::index::{CreatorCode, DirId, EntryId, FileRef, Index, Kind, Moment, Slot, SlotSet, What};
+use crate::index::{CreatorCode, DirId, EntryId, FileRef, Index, Kind, Moment, NodeId, Slot, SlotSet, What};
 
 /// How little a file is missed. The order is that of eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,31 +63,24 @@ pub struct Victim {
     pub used: Moment,
 }
 
-impl Victim {
-    /// Whether a living process has the file in its memory, and will remove its name some day.
-    pub fn is_remembered(&self) -> bool {
-        Creators::is_living(self.creator)
-    }
-}
-
 /// Names looked at while the index is locked.
 const AT_A_TIME: u32 = 8192;
 
 /// Where victims are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum From {
+pub(super) enum Scope {
     /// On a backing.
     Backing(Slot),
     /// In a directory and below it, on these backings.
     Below(DirId, SlotSet),
 }
 
-impl From {
+impl Scope {
     /// `known` keeps which directories are below.
     fn has(self, index: &Index, entry: EntryId, file: FileRef, known: &mut HashMap<DirId, bool>) -> bool {
         match self {
-            From::Backing(slot) => file.slot == slot,
-            From::Below(top, slots) => {
+            Scope::Backing(slot) => file.slot == slot,
+            Scope::Below(top, slots) => {
                 let dir = index.place(entry).0;
                 slots.has(file.slot) && *known.entry(dir).or_insert_with(|| index.is_within(dir, top))
             }
@@ -95,15 +88,30 @@ impl From {
     }
 }
 
-/// The `most` files there that go first, in order.
-pub(super) fn choose(index: &RwLock<Index>, from: From, evict: Evict, most: usize) -> Vec<Victim> {
+/// Which files are to be chosen.
+pub(super) struct Choice<'a> {
+    /// From there.
+    pub(super) place: Scope,
+    /// By this rule.
+    pub(super) evict: Evict,
+    /// At most so many.
+    pub(super) most: usize,
+    /// Files from before the mount that nobody has looked at yet can't be judged, from this entry on.
+    pub(super) unseen_from: Option<u32>,
+    /// Files that are to stay.
+    pub(super) stays: &'a dyn Fn(EntryId, NodeId) -> bool,
+}
+
+/// The files that go first, in order.
+pub(super) fn choose(index: &RwLock<Index>, choice: &Choice<'_>) -> Vec<Victim> {
+    let Choice { place: from, evict, most, unseen_from, stays } = *choice;
     let last = match evict {
         Evict::Never => return Vec::new(),
         Evict::Orphans => Class::Orphan,
         Evict::Lru => Class::Remembered,
     };
     // The largest of the kept ones is on top, to be thrown out.
-    let mut kept: BinaryHeap<(Class, Moment, u32)> = BinaryHeap::with_capacity(most + 1);
+    let mut kept: BinaryHeap<(Class, Moment, u32)> = BinaryHeap::new();
     let mut next = 0;
     loop {
         let index = index.read();
@@ -117,8 +125,11 @@ pub(super) fn choose(index: &RwLock<Index>, from: From, evict: Evict, most: usiz
             }
             let (creator, used) = index.use_of(entry);
             let class = Class::of(creator);
-            if class <= last {
-                kept.push((class, used, number));
+            let key = (class, used, number);
+            let is_better = kept.len() < most || kept.peek().is_some_and(|worst| key < *worst);
+            let is_unseen = used == Moment(0) && unseen_from.is_some_and(|from| number >= from);
+            if class <= last && is_better && !is_unseen && !stays(entry, file.node()) {
+                kept.push(key);
                 if kept.len() > most {
                     kept.pop();
                 }
@@ -192,6 +203,14 @@ mod tests {
         entry
     }
 
+    fn all(index: &RwLock<Index>, slot: u8, evict: Evict, most: usize) -> Vec<Victim> {
+        choose_from(index, Scope::Backing(Slot(slot)), evict, most)
+    }
+
+    fn choose_from(index: &RwLock<Index>, place: Scope, evict: Evict, most: usize) -> Vec<Victim> {
+        choose(index, &Choice { place, evict, most, unseen_from: None, stays: &|_, _| false })
+    }
+
     fn names(victims: &[Victim]) -> Vec<&str> {
         victims.iter().map(|v| std::str::from_utf8(&v.name).unwrap()).collect()
     }
@@ -211,13 +230,12 @@ mod tests {
             add(&mut index, name, slot, creator, used);
         }
         let index = RwLock::new(index);
-        let all = choose(&index, From::Backing(Slot(0)), Evict::Lru, 100);
+        let lru = all(&index, 0, Evict::Lru, 100);
         let order = ["orphan early", "orphan late", "found early", "found late", "remembered", "undecided"];
-        assert_eq!(names(&all), order);
-        assert!(all[4].is_remembered() && !all[5].is_remembered());
-        assert_eq!(names(&choose(&index, From::Backing(Slot(0)), Evict::Lru, 3)), order[..3]);
-        assert_eq!(names(&choose(&index, From::Backing(Slot(0)), Evict::Orphans, 100)), order[..2]);
-        assert_eq!(choose(&index, From::Backing(Slot(0)), Evict::Never, 100), []);
+        assert_eq!(names(&lru), order);
+        assert_eq!(names(&all(&index, 0, Evict::Lru, 3)), order[..3]);
+        assert_eq!(names(&all(&index, 0, Evict::Orphans, 100)), order[..2]);
+        assert_eq!(all(&index, 0, Evict::Never, 100), []);
         assert_eq!(count(&index, 2), [[2, 2, 2], [1, 0, 0]]);
     }
 
@@ -228,7 +246,7 @@ mod tests {
         add(&mut index, "k.kvcache.safetensors", 0, 0, 5);
         add(&mut index, "left.kvcache.safetensors.metadata", 0, 0, 3);
         let index = RwLock::new(index);
-        let chosen = choose(&index, From::Backing(Slot(0)), Evict::Lru, 100);
+        let chosen = all(&index, 0, Evict::Lru, 100);
         assert_eq!(names(&chosen), ["left.kvcache.safetensors.metadata", "k.kvcache.safetensors"]);
     }
 
@@ -243,12 +261,25 @@ mod tests {
             index.rename(entry, dir, name.as_bytes()).unwrap();
         }
         let index = RwLock::new(index);
-        let below = |slots| {
-            let chosen = choose(&index, From::Below(tenant, slots), Evict::Lru, 9);
-            names(&chosen).join(" ")
+        let below = |slots| names(&choose_from(&index, Scope::Below(tenant, slots), Evict::Lru, 9)).len();
+        assert_eq!(below(SlotSet::first(2)), 2);
+        assert_eq!(below(SlotSet::one(Slot(1))), 1, "the other backing isn't evicted from");
+    }
+
+    #[test]
+    fn what_stays_makes_place_for_what_may_go() {
+        let mut index = Index::new(1);
+        let entries: Vec<_> = (0..9).map(|n| add(&mut index, &format!("f{n}"), 0, 0, n)).collect();
+        let index = RwLock::new(index);
+        let choice = |unseen_from, stays: &dyn Fn(EntryId, NodeId) -> bool| {
+            let choice =
+                Choice { place: Scope::Backing(Slot(0)), evict: Evict::Lru, most: 2, unseen_from, stays };
+            names(&choose(&index, &choice)).join(" ")
         };
-        assert_eq!(below(SlotSet::first(2)), "one two");
-        assert_eq!(below(SlotSet::one(Slot(1))), "two", "the other backing isn't evicted from");
+        assert_eq!(choice(None, &|_, _| false), "f0 f1");
+        assert_eq!(choice(None, &|entry, _| entries[..5].contains(&entry)), "f5 f6");
+        assert_eq!(choice(Some(0), &|_, _| false), "f1 f2", "nobody knows how old it is");
+        assert_eq!(choice(Some(1), &|_, _| false), "f0 f1", "nobody will find out");
     }
 
     #[test]
@@ -258,7 +289,7 @@ mod tests {
             (0..3 * AT_A_TIME).map(|n| add(&mut index, &format!("f{n}"), 0, 0, 1 + n)).collect();
         index.remove(entries[1]);
         let index = RwLock::new(index);
-        assert_eq!(names(&choose(&index, From::Backing(Slot(0)), Evict::Lru, 3)), ["f0", "f2", "f3"]);
+        assert_eq!(names(&all(&index, 0, Evict::Lru, 3)), ["f0", "f2", "f3"]);
         assert_eq!(count(&index, 1)[0][1], u64::from(3 * AT_A_TIME) - 1);
     }
 }

@@ -4,7 +4,6 @@
 //! What always holds: the record is a hint; one that is damaged, old or missing is no error, and files that
 //! it doesn't name are judged by their own times. It's written whole, beside the old one, and then renamed.
 
-use std::collections::HashMap;
 use std::io::{self, BufWriter, Read, Write};
 use std::time::{Duration, SystemTime};
 
@@ -25,11 +24,20 @@ const RECORD: usize = 12;
 /// Names looked at while the index is locked.
 const AT_A_TIME: u32 = 4096;
 
-/// When files were last used, by a hash of their paths.
-pub(super) type Uses = HashMap<u64, u32>;
+/// When files were last used, by a hash of their paths: sorted by it.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Uses(Vec<(u64, u32)>);
+
+impl Uses {
+    /// In seconds since 1970.
+    pub(super) fn of(&self, path: &[u8]) -> Option<u32> {
+        let key = key(path);
+        self.0.binary_search_by_key(&key, |(known, _)| *known).ok().map(|n| self.0[n].1)
+    }
+}
 
 /// The hash that a path is known by.
-pub(super) fn key(path: &[u8]) -> u64 {
+fn key(path: &[u8]) -> u64 {
     xxh3_64(path)
 }
 
@@ -39,7 +47,7 @@ pub(super) fn load(backing: &Backing) -> Uses {
         if e.kind() != io::ErrorKind::NotFound {
             tracing::warn!("backing {}: the record of uses can't be read: {e}", backing.path.display());
         }
-        Uses::new()
+        Uses::default()
     })
 }
 
@@ -61,12 +69,20 @@ fn parse(bytes: &[u8]) -> Option<Uses> {
         let (key, time) = r.split_at(8);
         Some((u64::from_le_bytes(key.try_into().ok()?), u32::from_le_bytes(time.try_into().ok()?)))
     };
-    Some(records.chunks_exact(RECORD).filter_map(record).collect())
+    let mut uses: Vec<(u64, u32)> = records.chunks_exact(RECORD).filter_map(record).collect();
+    uses.sort_unstable();
+    Some(Uses(uses))
 }
 
-/// Writes a backing's record.
-pub(super) fn save(backing: &Backing, index: &RwLock<Index>, clock: &Clock) -> io::Result<()> {
-    let records = collect(backing.slot, index, clock);
+/// Writes a backing's record. What isn't known of a use, unless `knows_all`, the old record may know.
+pub(super) fn save(
+    backing: &Backing,
+    index: &RwLock<Index>,
+    clock: &Clock,
+    knows_all: bool,
+) -> io::Result<()> {
+    let old = if knows_all { Uses::default() } else { read(backing).unwrap_or_default() };
+    let records = collect(backing.slot, index, clock, &old);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     // Left by a mount that ended in the middle of this.
     let _ = unlinkat(backing.root(), NEW, AtFlags::empty());
@@ -82,7 +98,7 @@ pub(super) fn save(backing: &Backing, index: &RwLock<Index>, clock: &Clock) -> i
     Ok(())
 }
 
-fn collect(slot: Slot, index: &RwLock<Index>, clock: &Clock) -> Vec<u8> {
+fn collect(slot: Slot, index: &RwLock<Index>, clock: &Clock, old: &Uses) -> Vec<u8> {
     let mut records = Vec::new();
     let mut from = 0;
     loop {
@@ -90,10 +106,14 @@ fn collect(slot: Slot, index: &RwLock<Index>, clock: &Clock) -> Vec<u8> {
         let end = index.end().min(from + AT_A_TIME);
         for number in from..end {
             let Some((entry, file)) = index.file_entry(number) else { continue };
+            if file.slot != slot {
+                continue;
+            }
+            let (dir, name) = index.place(entry);
+            let path = index.path_of(dir, name);
             let used = clock.time(index.use_of(entry).1).and_then(seconds);
-            if let (true, Some(used)) = (file.slot == slot, used) {
-                let (dir, name) = index.place(entry);
-                records.extend_from_slice(&key(&index.path_of(dir, name)).to_le_bytes());
+            if let Some(used) = used.or_else(|| old.of(&path)) {
+                records.extend_from_slice(&key(&path).to_le_bytes());
                 records.extend_from_slice(&used.to_le_bytes());
             }
         }
@@ -126,13 +146,16 @@ mod tests {
     #[test]
     fn a_record_is_read_whole_or_not_at_all() {
         let bytes = file(&[(1, 10), (2, 20)]);
-        assert_eq!(parse(&bytes), Some(Uses::from([(1, 10), (2, 20)])));
-        assert_eq!(parse(&file(&[])), Some(Uses::new()));
+        assert_eq!(parse(&bytes), Some(Uses(vec![(1, 10), (2, 20)])));
+        assert_eq!(parse(&file(&[])), Some(Uses::default()));
         for damaged in
             [&bytes[..bytes.len() - 1], &bytes[1..], b"", b"kvfsuse1", &[&bytes[..], b"x"].concat()]
         {
             assert_eq!(parse(damaged), None);
         }
+        let (a, b) = (key(b"dir/a"), key(b"b"));
+        let uses = parse(&file(&[(a, 7), (b, 8)])).unwrap();
+        assert_eq!([&b"dir/a"[..], b"b", b"c"].map(|path| uses.of(path)), [Some(7), Some(8), None]);
         let mut flipped = bytes;
         flipped[12] ^= 1;
         assert_eq!(parse(&flipped), None);

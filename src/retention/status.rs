@@ -42,8 +42,8 @@ pub struct RetentionStatus {
     pub waited: u64,
     /// Creates that found none in the end.
     pub refused: u64,
-    /// Names looked at by the survey of files from before the mount, and how many there are; 0 of 0 while
-    /// there's no need for one.
+    /// Names gone through by the survey of files from before the mount, and how many there are; 0 of 0 while
+    /// there is none.
     pub surveyed: (u64, u64),
     /// The backings, in the order of their slots.
     pub backings: Vec<BackingRetention>,
@@ -75,6 +75,8 @@ pub struct BackingRetention {
 pub struct EvictPlan {
     /// The rule.
     pub evict: String,
+    /// Whether files from before the mount have yet to be looked at: ask again.
+    pub surveying: bool,
     /// By backing.
     pub backings: Vec<BackingPlan>,
 }
@@ -182,7 +184,7 @@ impl Retention {
             failed: counts.failed.load(Relaxed),
             waited: counts.waited.load(Relaxed),
             refused: counts.refused.load(Relaxed),
-            surveyed: (self.survey.looked.load(Relaxed), self.survey.of.load(Relaxed)),
+            surveyed: self.surveyed(),
             backings: store.backings().iter().map(backing).collect(),
         }
     }

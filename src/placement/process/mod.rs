@@ -120,7 +120,8 @@ impl Processes {
     /// Lets go of threads and processes that have ended: each is an open descriptor.
     pub fn forget_dead(&self) {
         fn dead<T>(table: &Mutex<LruCache<u32, Arc<T>>>, lasts: impl Fn(&T, u32) -> bool) {
-            let all: Vec<(u32, Arc<T>)> = table.lock().iter().map(|(id, known)| (*id, known.clone())).collect();
+            let all: Vec<(u32, Arc<T>)> =
+                table.lock().iter().map(|(id, known)| (*id, known.clone())).collect();
             for (id, known) in all.iter().filter(|(id, known)| !lasts(known, *id)) {
                 let mut table = table.lock();
                 // Its id may be another's by now.

@@ -1,0 +1,45 @@
+//! A backing dies while files are evicted from it.
+
+use std::os::fd::AsRawFd;
+
+use super::run::{MIB, evict, evict_bytes, mount, names, number, old, put};
+use crate::common::{Errno, FsKind, Lab, ranked, sys};
+
+/// Shuts a file system down as a dead device would.
+fn kill_device(path: &std::path::Path) {
+    let fd = sys::open(path, libc::O_RDONLY, 0).unwrap();
+    let mut how: u32 = 2;
+    // SAFETY: XFS_IOC_GOINGDOWN (ext4 has the same) reads one u32, which outlives the call.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), 0x8004_587d, &mut how) };
+    assert_eq!(done, 0, "shut the file system down: {}", Errno::last());
+}
+
+#[test]
+fn the_others_are_evicted_from_and_it_is_left_alone() {
+    for kind in [FsKind::Xfs, FsKind::Ext4] {
+        let lab = Lab::new();
+        let size = if kind == FsKind::Xfs { 320 } else { 96 };
+        let volumes = [lab.volume(kind, size), lab.volume(kind, size)];
+        let backings = volumes.clone().map(|v| v.join("kv"));
+        for (b, backing) in backings.iter().enumerate() {
+            (0..30).for_each(|i| old(backing, &format!("b{b}-{i:02}"), MIB, 90_000 - 1000 * i));
+        }
+        let mount = mount(&lab, &backings, "lru", &[]).start();
+        evict_bytes(&mount, 2 * MIB);
+        assert_eq!(names(mount.point()).len(), 56);
+        kill_device(&volumes[0]);
+        for _ in 0..10 {
+            evict_bytes(&mount, 2 * MIB);
+        }
+        assert_eq!(names(&backings[1]).len(), 8, "{kind:?}: the other one goes on");
+        for i in 0..3 {
+            put(&mount.path(ranked(1, i)), 1, MIB);
+        }
+        let story = mount.story();
+        let complaints = story.lines().filter(|line| line.contains("evicted from it")).count();
+        assert_eq!(complaints, 1, "{kind:?}: it's said once\n{story}");
+        assert!(number(&mount, "failed") <= 17, "{kind:?}: and not tried again and again");
+        // Nor does anybody wait for it.
+        evict(&mount, &["--bytes", "1G"]).code(0);
+    }
+}
