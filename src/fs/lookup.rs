@@ -92,6 +92,7 @@ impl Fs {
             self.index.write().forget(slot, ino);
             self.open.forget_removed(node);
             self.open.forget_moved(node);
+            self.untell(node);
         }
     }
 
@@ -104,7 +105,11 @@ impl Fs {
                     let stat = stat_fd(&open.fd).map_err(Error::on(slot))?;
                     return Ok(Attr::new(node, &stat));
                 }
-                self.by_name(slot, ino, |dir, name, file| Ok(self.stat_entry(dir, name, file)?.0))
+                self.by_name(slot, ino, |dir, name, file| {
+                    let (stat, fd) = self.statx_entry(dir, name, file)?;
+                    self.is_as_told(node, &stat, &fd, name)?;
+                    Ok(Attr::new(node, &stat))
+                })
             }
             None => self.socket_attr(node).ok_or_else(|| Errno::STALE.into()),
         }
@@ -219,12 +224,12 @@ impl Fs {
         file: FileRef,
     ) -> Result<Attr> {
         let _using = self.still.using(file.node());
-        let (stat, _) = self.statx_entry(dir, name, file)?;
+        let (stat, fd) = self.statx_entry(dir, name, file)?;
         if !self.remember(entry, file) {
             return Err(Errno::STALE.into());
         }
         self.count_found(entry, file, &stat);
-        Ok(Attr::new(file.node(), &stat))
+        Ok(self.identified(Attr::new(file.node(), &stat), &fd, name))
     }
 
     /// Lets the index find the entry's node quickly from now on. False if it isn't this file's any more: then
