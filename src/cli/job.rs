@@ -171,10 +171,9 @@ pub(super) fn line(status: &JobStatus) -> String {
     if let Some(limit) = status.bandwidth {
         line += &format!(" of {}/s", bytes(limit));
     }
-    for more in [Some(&status.note).filter(|note| !note.is_empty()), status.error.as_ref()] {
-        if let Some(more) = more {
-            line += &format!("; {more}");
-        }
+    let note = Some(&status.note).filter(|note| !note.is_empty());
+    for more in note.into_iter().chain(&status.error) {
+        line += &format!("; {more}");
     }
     line
 }

@@ -241,8 +241,9 @@ impl Way<'_> {
                 Some((from, to)) => {
                     let whole = len.next_multiple_of(ALIGN);
                     match direct_chunk(from.as_fd(), to.as_fd(), at, &mut buffer.bytes()[..whole]) {
-                        // Another alignment than the drive says.
-                        Err(CopyError::Source(Errno::INVAL) | CopyError::Target(Errno::INVAL)) => {
+                        // Another alignment than the drive says; or what's in the page cache alone can't be written
+                        // back, and be read from the drive.
+                        Err(CopyError::Source(_) | CopyError::Target(Errno::INVAL)) => {
                             self.direct = None;
                             continue;
                         }

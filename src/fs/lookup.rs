@@ -149,6 +149,10 @@ impl Fs {
     /// A name of an inode. ESTALE when it has none (left).
     pub(super) fn place_of(&self, slot: Slot, ino: PackedIno) -> Result<(DirId, Vec<u8>, FileRef)> {
         let index = self.index.read();
+        if !index.find_known(slot, ino) && self.open.was_moved(NodeId::file(slot, ino)) {
+            // Without a pass over the whole index: it's asked for until the kernel has heard.
+            return Err(Errno::STALE.into());
+        }
         let entry = index.find_node(slot, ino).ok_or(Errno::STALE)?;
         let (dir, name) = index.place(entry);
         match index.what(entry) {

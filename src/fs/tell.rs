@@ -16,6 +16,8 @@ use crate::index::DirId;
 
 pub(super) type Invalidate = Arc<OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>>;
 
+type Gone<'a> = dyn Fn(NodeId, &[u8], Option<NodeId>) + 'a;
+
 /// Something for the kernel.
 enum Message {
     Gone {
@@ -70,7 +72,7 @@ impl Teller {
 }
 
 impl Shared {
-    fn serve(&self, gone: &dyn Fn(NodeId, &[u8], Option<NodeId>), invalidate: &dyn Fn(NodeId)) -> ! {
+    fn serve(&self, gone: &Gone<'_>, invalidate: &dyn Fn(NodeId)) -> ! {
         loop {
             let mut queue = self.queue.lock();
             while queue.waiting.is_empty() {

@@ -83,13 +83,6 @@ impl Index {
         found.into_iter().map(|(_, dir)| dir).collect()
     }
 
-    /// How many names the node has.
-    pub fn names_of(&self, entry: EntryId) -> usize {
-        let Some(What::File(file)) = self.live(entry) else { return 0 };
-        let same = |n: &u32| matches!(self.live(EntryId(*n)), Some(What::File(f)) if f.node() == file.node());
-        (0..self.end()).filter(same).count()
-    }
-
     /// The directory that the next new one will be: those below it were there before.
     pub fn next_dir(&self) -> DirId {
         DirId(self.next_dir)

@@ -40,7 +40,7 @@ impl Nearest {
         backings: &[Candidate],
     ) -> Option<(Origin, Vec<Distance>)> {
         let from = |origin: Origin| {
-            let to = |backing: &Candidate| self.topology.distance(origin, backing.device);
+            let to = |backing: &Candidate| self.topology.distance(origin, backing.device, backing.id);
             let distances: Vec<Distance> = backings.iter().map(to).collect();
             distances.iter().any(|distance| *distance != Distance::Unknown).then_some((origin, distances))
         };

@@ -162,15 +162,27 @@ mod tests {
     fn threads_share_the_turns_exactly() {
         let list = backings(4);
         let policy = RoundRobin::new();
-        let counts = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| slots(&policy, 1000, &list))).collect();
+        let gate = std::sync::Barrier::new(4);
+        let take_turns = || {
+            gate.wait();
             let mut counts = [0; 4];
-            for slot in threads.into_iter().flat_map(|t| t.join().expect("no panic")) {
-                counts[usize::from(slot)] += 1;
+            // Long enough to run at the same time on a busy machine too.
+            let start = std::time::Instant::now();
+            while start.elapsed() < std::time::Duration::from_millis(300) {
+                for _ in 0..4000 {
+                    counts[usize::from(choose(&policy, "a", &list).slot)] += 1;
+                }
             }
             counts
+        };
+        let mut counts = [0; 4];
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(take_turns)).collect();
+            for of_thread in threads.into_iter().map(|thread| thread.join().expect("no panic")) {
+                counts.iter_mut().zip(of_thread).for_each(|(all, own)| *all += own);
+            }
         });
-        assert_eq!(counts, [1000; 4]);
+        assert_eq!(counts, [counts[0]; 4]);
     }
 
     const FILE: &str = "73/12/m%408%403%40HASH%40half.kvcache.safetensors";

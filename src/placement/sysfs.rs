@@ -119,8 +119,7 @@ fn place_of(path: &Path) -> Place {
     for component in path.components() {
         so_far.push(component);
         let Some(name) = component.as_os_str().to_str() else { continue };
-        // As sysfs writes it, and not what else may be read as an address.
-        if let Some(address) = name.parse().ok().filter(|address: &PciAddress| address.to_string() == name) {
+        if let Ok(address) = name.parse() {
             place.chain.push(address);
             last = Some(so_far.clone());
         } else if place.host_bridge.is_none() && is_host_bridge(name) {

@@ -14,6 +14,8 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 
 use super::pci::PciAddress;
 use super::sysfs::{Node, Place, Sysfs};
+use uuid::Uuid;
+
 use crate::backing::block_device;
 
 /// How far two devices of a server are from each other; the less, the nearer.
@@ -79,7 +81,8 @@ impl fmt::Display for Origin {
 /// What is known of the machine.
 pub struct Topology {
     sysfs: Sysfs,
-    known: RwLock<HashMap<(Origin, u64), Distance>>,
+    /// By origin, device and backing: another backing may get the number of a device that has gone.
+    known: RwLock<HashMap<(Origin, u64, Uuid), Distance>>,
     nodes: OnceLock<Vec<Node>>,
 }
 
@@ -92,15 +95,15 @@ impl Topology {
         Self { sysfs: Sysfs::new(sysfs), known: RwLock::default(), nodes: OnceLock::new() }
     }
 
-    /// How far the file system with the number `device` (`st_dev`) is from there.
-    pub fn distance(&self, origin: Origin, device: u64) -> Distance {
-        if let Some(distance) = self.known.read().get(&(origin, device)) {
+    /// How far the file system with the number `device` (`st_dev`) is from there, that `backing` is on.
+    pub fn distance(&self, origin: Origin, device: u64, backing: Uuid) -> Distance {
+        if let Some(distance) = self.known.read().get(&(origin, device, backing)) {
             return *distance;
         }
         let distance = self.measure(origin, device);
         let mut known = self.known.write();
         if known.len() < Self::REMEMBERED {
-            known.insert((origin, device), distance);
+            known.insert((origin, device, backing), distance);
         }
         distance
     }

@@ -120,6 +120,7 @@ impl Creators {
     /// Codes whose processes have ended since they were asked about. Their files are to be given to [`GONE`],
     /// and then the codes back, by [`Creators::free`].
     pub fn ended(&self) -> Vec<CreatorCode> {
+        self.processes.forget_dead();
         let living = self.living.lock().clone();
         let gone = |(n, process): (usize, &Option<Process>)| {
             process.filter(|process| !self.is_there(*process)).map(|_| CreatorCode(FIRST + n as u8))

@@ -3,6 +3,7 @@
 mod add;
 mod crash;
 mod drain;
+mod life;
 mod rebalance;
 mod remove;
 mod storm;

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use crate::harness::{Check, Harness, removed_and_open};
 use crate::model::{Body, Ino, ROOT};
+use crate::ops::BACKINGS;
 use rustix::io::Errno;
 
 /// One path on one backing.

@@ -12,6 +12,7 @@ mod orders;
 mod pace;
 mod rebalance;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,7 +169,10 @@ impl Jobs {
         let status = job.status();
         let (jobs, theirs) = (self.clone(), job.clone());
         let run = move || {
-            let ended = jobs.run(&theirs, work);
+            // A fault of ours ends the job, and not all that would come after it.
+            let ended = catch_unwind(AssertUnwindSafe(|| jobs.run(&theirs, work)));
+            let ended =
+                ended.unwrap_or_else(|_| Err("a fault in kvfs (a panic); see the log and report it".into()));
             jobs.has_ended(&theirs, ended);
         };
         match std::thread::Builder::new().name("kvfs-job".into()).spawn(run) {

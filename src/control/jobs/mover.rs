@@ -49,15 +49,15 @@ impl Tally {
     }
 }
 
-/// Moves what `next` gives, file by file, until it gives nothing more. `to` says where a file may go, but for
-/// the backings that were tried.
-pub(super) fn move_all(
-    fs: &Fs,
-    job: &Job,
-    next: &(dyn Fn() -> Option<Item> + Sync),
-    to: &(dyn Fn(&Item, u64, SlotSet) -> Option<Slot> + Sync),
-    did: &(dyn Fn(&Item, Option<(Slot, u64)>) + Sync),
-) -> Tally {
+/// The next file to be moved.
+type Next<'a> = dyn Fn() -> Option<Item> + Sync + 'a;
+/// Where a file of so many bytes may go, but for the backings that were tried.
+type To<'a> = dyn Fn(&Item, u64, SlotSet) -> Option<Slot> + Sync + 'a;
+/// Told what became of a file: where it is and what it takes, if it was moved.
+type Did<'a> = dyn Fn(&Item, Option<(Slot, u64)>) + Sync + 'a;
+
+/// Moves what `next` gives, file by file, until it gives nothing more.
+pub(super) fn move_all(fs: &Fs, job: &Job, next: &Next<'_>, to: &To<'_>, did: &Did) -> Tally {
     let tally = Tally::default();
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
@@ -84,7 +84,7 @@ fn one(
     fs: &Fs,
     job: &Job,
     item: &Item,
-    to: &(dyn Fn(&Item, u64, SlotSet) -> Option<Slot> + Sync),
+    to: &To<'_>,
     buffer: &mut Buffer,
     tally: &Tally,
 ) -> Option<(Slot, u64)> {
@@ -115,13 +115,7 @@ fn one(
 
 type Failed = (NotMoved, Option<Slot>);
 
-fn attempt(
-    fs: &Fs,
-    job: &Job,
-    item: &Item,
-    to: &(dyn Fn(&Item, u64, SlotSet) -> Option<Slot> + Sync),
-    buffer: &mut Buffer,
-) -> Result<(Slot, u64), Failed> {
+fn attempt(fs: &Fs, job: &Job, item: &Item, to: &To<'_>, buffer: &mut Buffer) -> Result<(Slot, u64), Failed> {
     let bytes = fs.weigh(item).map_err(|e| (e, None))?;
     let mut tried = SlotSet::EMPTY;
     let mut failed = (NotMoved::NoRoom, None);

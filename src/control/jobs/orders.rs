@@ -150,9 +150,19 @@ impl Jobs {
                 backing.path.display()
             ));
         }
-        backing.save_job(&SavedJob::Drain { bandwidth }).map_err(|e| {
-            format!("backing {}: what is to be done can't be written down there: {e}", backing.path.display())
-        })?;
+        match backing.save_job(&SavedJob::Drain { bandwidth }) {
+            // A drive that its file system has made read-only can be emptied all the same.
+            Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+                tracing::warn!(
+                    "backing {} is on a read-only file system: its drain won't go on at the next mount, and its files stay there as older copies",
+                    backing.path.display()
+                );
+            }
+            saved => saved.map_err(|e| {
+                let path = backing.path.display();
+                format!("backing {path}: what is to be done can't be written down there: {e}")
+            })?,
+        }
         backing.set_state(State::Draining);
         tracing::info!("draining {}", backing.path.display());
         self.begin_locked(&mut now, Work::Drain { slot: backing.slot, bandwidth })

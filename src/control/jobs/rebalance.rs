@@ -166,7 +166,7 @@ impl<'a> Plan<'a> {
         let bytes: u64 = state.drives.iter().map(over).sum();
         let sizes = state.lately.iter().map(|(_, _, bytes)| *bytes).filter(|bytes| *bytes > 0);
         let (count, sum) = sizes.fold((0u64, 0i64), |(n, sum), bytes| (n + 1, sum + bytes));
-        if count == 0 { 0 } else { bytes / (sum as u64 / count).max(1) }
+        (sum as u64).checked_div(count).map_or(0, |size| bytes / size.max(1))
     }
 
     /// The emptiest backing that has room for it, if it's no fuller than the file's own with it.

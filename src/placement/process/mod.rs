@@ -117,6 +117,22 @@ impl Processes {
         }
     }
 
+    /// Lets go of threads and processes that have ended: each is an open descriptor.
+    pub fn forget_dead(&self) {
+        fn dead<T>(table: &Mutex<LruCache<u32, Arc<T>>>, lasts: impl Fn(&T, u32) -> bool) {
+            let all: Vec<(u32, Arc<T>)> = table.lock().iter().map(|(id, known)| (*id, known.clone())).collect();
+            for (id, known) in all.iter().filter(|(id, known)| !lasts(known, *id)) {
+                let mut table = table.lock();
+                // Its id may be another's by now.
+                if table.peek(id).is_some_and(|now| Arc::ptr_eq(now, known)) {
+                    table.pop(id);
+                }
+            }
+        }
+        dead(&self.threads, |thread, tid| thread.life.lasts(&self.reader, tid));
+        dead(&self.known, |known, pid| known.life.lasts(&self.reader, pid));
+    }
+
     /// Whether the process that started then and had this id still lives: zombies don't.
     pub fn is_alive(&self, pid: u32, start: u64) -> bool {
         self.reader.stat(pid).is_some_and(|stat| stat.start == start && stat.lives)

@@ -30,7 +30,8 @@ const LONGEST_ENVIRONMENT: u64 = 1 << 20;
 pub(super) struct Reader {
     root: PathBuf,
     kernels: bool,
-    /// Which mount our own `/dev` is.
+    /// Our own mount namespace, and which mount our own `/dev` is.
+    namespace: Option<PathBuf>,
     dev: Option<Device>,
     #[cfg(test)]
     pub(super) accesses: std::sync::atomic::AtomicUsize,
@@ -62,6 +63,7 @@ impl Reader {
     pub(super) fn new(root: PathBuf) -> Self {
         let mut reader = Self {
             kernels: false,
+            namespace: None,
             dev: None,
             root,
             #[cfg(test)]
@@ -71,6 +73,7 @@ impl Reader {
         reader.kernels = rustix::fs::statfs(&reader.root).is_ok_and(|stat| stat.f_type == PROC_MAGIC)
             && fs::read_link(reader.root.join("self"))
                 .is_ok_and(|pid| pid.as_os_str() == std::process::id().to_string().as_str());
+        reader.namespace = fs::read_link(reader.root.join("self/ns/mnt")).ok();
         reader.dev = reader.mounted_on_dev("self").map(|(device, _)| device);
         reader
     }
@@ -189,6 +192,13 @@ impl Reader {
     /// The GPU devices in the container of the process. A process that has our own `/dev` is in none.
     fn container(&self, pid: u32) -> Container {
         let Some(ours) = &self.dev else { return Container::None };
+        // Most are in our own namespace, whose mounts may be thousands.
+        if self.namespace.is_some()
+            && fs::read_link(self.path(pid, "ns/mnt")).ok() == self.namespace
+            && fs::read_link(self.path(pid, "root")).is_ok_and(|root| root == Path::new("/"))
+        {
+            return Container::None;
+        }
         match self.mounted_on_dev(&pid.to_string()) {
             Some((device, _)) if device == *ours => Container::None,
             Some((_, kind)) if matches!(kind.as_str(), "tmpfs" | "devtmpfs") => {

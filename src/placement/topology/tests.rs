@@ -185,7 +185,7 @@ fn distances_from_a_gpu() {
         ("nvme9n1", Distance::Unknown),
         ("gone", Distance::Unknown),
     ] {
-        assert_eq!(topology.distance(near, device(name)), wanted, "{name}");
+        assert_eq!(topology.distance(near, device(name), Uuid::nil()), wanted, "{name}");
     }
     let far = gpu("0000:85:00.0");
     for (name, wanted) in [
@@ -194,10 +194,13 @@ fn distances_from_a_gpu() {
         ("nvme0n1", Distance::OtherNode),
         ("nvme4n1", Distance::Unknown),
     ] {
-        assert_eq!(topology.distance(far, device(name)), wanted, "{name}");
+        assert_eq!(topology.distance(far, device(name), Uuid::nil()), wanted, "{name}");
     }
-    assert_eq!(topology.distance(gpu("0000:ee:00.0"), device("nvme0n1")), Distance::Unknown);
-    assert_eq!(Topology::new("/nonexistent").distance(near, device("nvme0n1")), Distance::Unknown);
+    assert_eq!(topology.distance(gpu("0000:ee:00.0"), device("nvme0n1"), Uuid::nil()), Distance::Unknown);
+    assert_eq!(
+        Topology::new("/nonexistent").distance(near, device("nvme0n1"), Uuid::nil()),
+        Distance::Unknown
+    );
 }
 
 #[test]
@@ -208,9 +211,9 @@ fn distances_from_processors() {
     for (name, wanted) in
         [("nvme0n1", Distance::Node), ("nvme3n1", Distance::OtherNode), ("nvme4n1", Distance::Unknown)]
     {
-        assert_eq!(topology.distance(node(0), device(name)), wanted, "{name}");
+        assert_eq!(topology.distance(node(0), device(name), Uuid::nil()), wanted, "{name}");
     }
-    assert_eq!(topology.distance(node(1), device("nvme3n1")), Distance::Node);
+    assert_eq!(topology.distance(node(1), device("nvme3n1"), Uuid::nil()), Distance::Node);
 }
 
 #[test]
@@ -218,12 +221,13 @@ fn sysfs_is_read_once_for_each_pair() {
     let machine = Machine::new();
     let topology = machine.topology();
     let near = gpu("0000:04:00.0");
-    let ask = || [device("nvme0n1"), device("gone")].map(|device| topology.distance(near, device));
+    let ask =
+        || [device("nvme0n1"), device("gone")].map(|device| topology.distance(near, device, Uuid::nil()));
     assert_eq!(ask(), [Distance::Switch, Distance::Unknown]);
     drop(machine);
     assert_eq!(ask(), [Distance::Switch, Distance::Unknown]);
     assert_eq!(topology.known.read().len(), 2);
-    assert_eq!(topology.distance(near, device("nvme1n1")), Distance::Unknown, "not read before");
+    assert_eq!(topology.distance(near, device("nvme1n1"), Uuid::nil()), Distance::Unknown, "not read before");
 }
 
 #[test]
@@ -256,7 +260,7 @@ fn the_real_machine() {
     let pci = fs::read_dir("/sys/bus/pci/devices").into_iter().flatten().flatten();
     for address in pci.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
         let origin = Origin::Gpu { number: 0, pci: address };
-        assert_eq!(topology.distance(origin, device), topology.measure(origin, device));
+        assert_eq!(topology.distance(origin, device, Uuid::nil()), topology.measure(origin, device));
     }
     topology.node_of(std::process::id());
 }
