@@ -363,7 +363,7 @@ impl Fs {
 
     /// A backing turned out to have a known directory: from now on it's part of the merged one, as are those
     /// above it. `None` if it was moved meanwhile.
-    pub(super) fn join_dir(&self, slot: Slot, dir: DirId) -> Option<()> {
+    fn join_dir(&self, slot: Slot, dir: DirId) -> Option<()> {
         let (parent, name) = {
             let index = self.index.read();
             if index.slots(dir)?.has(slot) {

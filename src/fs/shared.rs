@@ -272,6 +272,25 @@ impl Fs {
         true
     }
 
+    /// Has the index know on which backings a directory is now: others may have made it on more.
+    pub(super) fn complete(&self, dir: DirId) {
+        for slot in self.backings.shared().iter() {
+            // It joins if it's there.
+            let _ = self.probe_dir(slot, dir);
+        }
+    }
+
+    /// The same for the directory of a name, if it's one.
+    pub(super) fn complete_at(&self, dir: DirId, name: &[u8]) {
+        if !self.others_change() {
+            return;
+        }
+        let found = self.index.read().find(dir, name);
+        if let Some((_, What::Dir(id))) = found {
+            self.complete(id);
+        }
+    }
+
     // ---- listings ----
 
     /// Has the index know what is in a directory on shared backings now.
@@ -322,7 +341,6 @@ impl Fs {
             New,
             Replaced(FileRef),
             Copy(EntryId),
-            Part(DirId),
         }
         let mut differences = Vec::new();
         {
@@ -334,10 +352,8 @@ impl Fs {
                 };
                 seen.insert(entry.number());
                 let difference = match what {
-                    What::Dir(id) => {
-                        let joins = listed.kind == Kind::Dir && !index.slots(id).is_some_and(|s| s.has(slot));
-                        joins.then_some(Difference::Part(id))
-                    }
+                    // What is in it joins when it's listed itself.
+                    What::Dir(_) => None,
                     What::File(file) if file.slot == slot => {
                         let same = file.kind == listed.kind && index.ino(file.ino) == listed.ino;
                         (!same).then_some(Difference::Replaced(file))
@@ -359,7 +375,6 @@ impl Fs {
                 }
                 Difference::Replaced(file) => self.drop_stale(dir, &listed.name, file),
                 Difference::Copy(entry) => self.take_in_copy(slot, dir, listed, entry),
-                Difference::Part(id) => drop(self.join_dir(slot, id)),
             }
         }
     }
