@@ -45,7 +45,8 @@ impl Fs {
         let source = self.dir_fd(slot, from.0)?;
         if self.is_shared(slot) {
             // Somebody else may have put another file there.
-            self.stat_entry(from.0, from.1, file)?;
+            let (stat, _) = self.statx_entry(from.0, from.1, file)?;
+            self.is_as_told(file.node(), &stat, &source, from.1)?;
         }
         rustix::fs::linkat(&source, from.1, &target, to.1, AtFlags::empty()).map_err(Error::on(slot))?;
         let mut index = self.index.write();
@@ -54,6 +55,7 @@ impl Fs {
         index.remember(entry);
         drop(index);
         self.ghosts.take(to.0, to.1);
-        Ok(self.stat_entry(to.0, to.1, file)?.0)
+        let (attr, fd) = self.stat_entry(to.0, to.1, file)?;
+        Ok(self.identified(attr, &fd, to.1))
     }
 }

@@ -92,6 +92,7 @@ impl Fs {
             self.index.write().forget(slot, ino);
             self.open.forget_removed(node);
             self.open.forget_moved(node);
+            self.untell(node);
         }
     }
 
@@ -104,7 +105,11 @@ impl Fs {
                     let stat = stat_fd(&open.fd).map_err(Error::on(slot))?;
                     return Ok(Attr::new(node, &stat));
                 }
-                self.by_name(slot, ino, |dir, name, file| Ok(self.stat_entry(dir, name, file)?.0))
+                self.by_name(slot, ino, |dir, name, file| {
+                    let (stat, fd) = self.statx_entry(dir, name, file)?;
+                    self.is_as_told(node, &stat, &fd, name)?;
+                    Ok(Attr::new(node, &stat))
+                })
             }
             None => self.socket_attr(node).ok_or_else(|| Errno::STALE.into()),
         }
@@ -238,12 +243,12 @@ impl Fs {
         file: FileRef,
         _using: &super::still::Using<'_>,
     ) -> Result<Attr> {
-        let (stat, _) = self.statx_entry(dir, name, file)?;
+        let (stat, fd) = self.statx_entry(dir, name, file)?;
         if !self.remember(entry, file) {
             return Err(Errno::STALE.into());
         }
         self.count_found(entry, file, &stat);
-        Ok(Attr::new(file.node(), &stat))
+        Ok(self.identified(Attr::new(file.node(), &stat), &fd, name))
     }
 
     /// Lets the index find the entry's node quickly from now on. False if it isn't this file's any more: then
@@ -374,7 +379,7 @@ impl Fs {
 
     /// A backing turned out to have a known directory: from now on it's part of the merged one, as are those
     /// above it. `None` if it was moved meanwhile.
-    pub(super) fn join_dir(&self, slot: Slot, dir: DirId) -> Option<()> {
+    fn join_dir(&self, slot: Slot, dir: DirId) -> Option<()> {
         let (parent, name) = {
             let index = self.index.read();
             if index.slots(dir)?.has(slot) {

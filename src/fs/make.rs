@@ -81,7 +81,8 @@ impl Fs {
                 self.decisions.lock().put(file.node(), decision);
             }
             // Under the name's lock: nobody may take it for a file that isn't open.
-            Ok((Attr::new(file.node(), &stat), self.enter_created(file, fd, self.promise_in(dir))))
+            let attr = self.identified(Attr::new(file.node(), &stat), &fd, b"");
+            Ok((attr, self.enter_created(file, fd, self.promise_in(dir))))
         });
         match made {
             Ok((attr, open)) => Ok((attr, self.finish_open_created(open, flags)?)),
@@ -164,7 +165,8 @@ impl Fs {
             };
             let entry = index.add_file(dir, name, file)?.map_err(|_| Errno::EXIST)?;
             index.remember(entry);
-            Ok(Attr::new(file.node(), &stat))
+            drop(index);
+            Ok(self.identified(Attr::new(file.node(), &stat), &place.dir, name))
         })
     }
 

@@ -16,6 +16,7 @@ mod evict;
 mod fault;
 mod gate;
 mod ghost;
+mod identity;
 mod lease;
 mod link;
 mod locks;
@@ -127,6 +128,7 @@ pub struct Fs {
     open: OpenTable,
     policies: Policies,
     rules: rules::Rules,
+    told: identity::Told,
     exclusive: bool,
     shared_ttl: Duration,
     engine: Arc<dyn Engine>,
@@ -170,6 +172,7 @@ impl Fs {
             open: OpenTable::new(options.idle_files),
             retention: Retention::new(options.retention, options.policies.processes().clone()),
             policies: options.policies,
+            told: identity::Told::default(),
             rules: rules::Rules::new(),
             exclusive: options.exclusive,
             shared_ttl: options.shared_ttl,

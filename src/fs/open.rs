@@ -423,7 +423,11 @@ impl Fs {
             let parent = self.dir_fd(slot, dir)?;
             let fd = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(Error::on(slot))?;
             let stat = stat_fd(&fd).map_err(Error::on(slot))?;
-            if self.is_file(&stat, file) { Ok((fd, stat)) } else { Err(Errno::STALE.into()) }
+            if !self.is_file(&stat, file) {
+                return Err(Errno::STALE.into());
+            }
+            self.is_as_told(file.node(), &stat, &fd, b"")?;
+            Ok((fd, stat))
         })
     }
 

@@ -90,6 +90,10 @@ impl Fs {
         self.refresh(from.0, from.1)?;
         self.refresh(to.0, to.1)?;
         self.refresh_below(to.0, to.1);
+        self.complete_at(from.0, from.1);
+        if mode == RenameMode::Exchange {
+            self.complete_at(to.0, to.1);
+        }
         loop {
             // The directories have to be there and open before the names are locked; then look again.
             let (source, target) = self.sides(from, to)?;

@@ -69,6 +69,7 @@ impl Fs {
                 if set.size.is_some() {
                     return Err(Errno::ISDIR.into());
                 }
+                self.complete(dir);
                 let slots = self.index.read().slots(dir).ok_or(Errno::STALE)?;
                 self.all_changeable(slots)?;
                 for slot in slots.iter() {

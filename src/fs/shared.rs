@@ -153,38 +153,41 @@ impl Fs {
     ///
     /// Not to be called while holding the lock of a name.
     pub(super) fn verify_dir(&self, dir: DirId) -> bool {
-        let Some((slots, parent, name)) = self.shared_part(dir) else { return dir == DirId::ROOT };
-        let lost: SlotSet = slots.iter().filter(|slot| self.is_lost(*slot, dir, parent, &name)).collect();
-        if lost.is_empty() {
+        let Some((slots, parent, name)) = self.place_of_dir(dir) else { return dir == DirId::ROOT };
+        if !slots.is_empty() && self.lost_of(slots, dir, parent, &name).is_empty() {
             return true;
         }
-        // Under the lock no operation of ours is half done: what isn't there now is really gone.
-        let _lock = self.locks.lock(parent, &name);
-        let Some((slots, parent_now, name_now)) = self.shared_part(dir) else { return false };
-        if (parent_now, &name_now) != (parent, &name) {
-            return true;
-        }
-        let lost: SlotSet = slots.iter().filter(|slot| self.is_lost(*slot, dir, parent, &name)).collect();
-        self.dirs.forget(dir, lost);
-        let left = {
+        {
+            // Under the lock no operation of ours is half done: what isn't there now is really gone.
+            let _lock = self.locks.lock(parent, &name);
+            let Some((slots, parent_now, name_now)) = self.place_of_dir(dir) else { return false };
+            if (parent_now, &name_now) != (parent, &name) {
+                return true;
+            }
+            let lost = self.lost_of(slots, dir, parent, &name);
+            self.dirs.forget(dir, lost);
             let mut index = self.index.write();
             let left = lost.iter().fold(index.slots(dir).unwrap_or_default(), SlotSet::without);
             index.set_slots(dir, left);
-            left
-        };
-        if left.is_empty() {
-            self.drop_tree(dir);
+            if !left.is_empty() {
+                return true;
+            }
         }
-        !left.is_empty()
+        self.drop_tree(dir);
+        false
     }
 
-    /// The shared backings of a directory, and its place. `None` for the root, and when it was removed.
-    fn shared_part(&self, dir: DirId) -> Option<(SlotSet, DirId, Vec<u8>)> {
-        let shared = self.backings.shared();
+    /// The backings of a directory, and its place. `None` for the root, and when it was removed.
+    fn place_of_dir(&self, dir: DirId) -> Option<(SlotSet, DirId, Vec<u8>)> {
         let index = self.index.read();
-        let slots = index.slots(dir)?.iter().filter(|slot| shared.has(*slot)).collect();
         let (parent, name) = index.dir_place(dir)?;
-        Some((slots, parent, name.to_vec()))
+        Some((index.slots(dir)?, parent, name.to_vec()))
+    }
+
+    /// Those shared ones of its backings that a directory isn't on any more.
+    fn lost_of(&self, slots: SlotSet, dir: DirId, parent: DirId, name: &[u8]) -> SlotSet {
+        let shared = self.backings.shared();
+        slots.iter().filter(|slot| shared.has(*slot) && self.is_lost(*slot, dir, parent, name)).collect()
     }
 
     /// Whether a backing has no directory under the name any more, or another one than we have open.
@@ -205,33 +208,86 @@ impl Fs {
         }
     }
 
-    /// Takes a directory that no backing has out of the index, with all below it, from below and in pieces.
+    /// Takes a directory that no backing has out of the index, with all below it, from below and name by name:
+    /// each under its lock, like every change of a name. What comes back meanwhile stays.
     fn drop_tree(&self, top: DirId) {
         let mut todo = vec![top];
+        let mut kept = Vec::new();
         while let Some(&dir) = todo.last() {
-            let mut index = self.index.write();
-            let batch: Vec<(EntryId, What)> =
-                index.children(dir, 0).take(BATCH).map(|entry| (entry, index.what(entry))).collect();
-            if let Some((_, What::Dir(below))) = batch.iter().find(|(_, what)| matches!(what, What::Dir(_))) {
-                todo.push(*below);
+            let batch: Vec<(EntryId, What, Vec<u8>)> = {
+                let index = self.index.read();
+                let child = |entry| (entry, index.what(entry), index.place(entry).1.to_vec());
+                index.children(dir, 0).take(BATCH).map(child).collect()
+            };
+            let below = batch.iter().find_map(|(_, what, _)| match what {
+                What::Dir(below) if !kept.contains(below) => Some(*below),
+                _ => None,
+            });
+            if let Some(below) = below {
+                // It has what the directory above it has: nothing.
+                self.index.write().set_slots(below, SlotSet::EMPTY);
+                todo.push(below);
                 continue;
             }
-            if !batch.is_empty() {
-                batch.iter().for_each(|(entry, _)| index.remove(*entry));
-                drop(index);
-                for (_, what) in batch {
-                    self.open.forget_idle(what.node());
+            todo.pop();
+            let mut left = false;
+            for (entry, what, name) in &batch {
+                let What::File(file) = what else {
+                    left = true;
+                    continue;
+                };
+                let _lock = self.locks.lock(dir, name);
+                let mut index = self.index.write();
+                if index.find(dir, name) == Some((*entry, What::File(*file))) {
+                    index.remove(*entry);
+                    drop(index);
+                    self.open.forget_idle(file.node());
                 }
-                continue;
             }
-            let place = index.dir_place(dir).map(|(parent, name)| (parent, name.to_vec()));
-            let slots = index.slots(dir).unwrap_or_default();
-            if let Some((entry, _)) = place.and_then(|(parent, name)| index.find(parent, &name)) {
+            if !left && batch.len() == BATCH {
+                todo.push(dir);
+            } else if left || !self.drop_empty(dir) {
+                kept.push(dir);
+            }
+        }
+    }
+
+    /// Takes a directory that no backing has, and that has nothing in it, out of the index. False if it's in use
+    /// again.
+    fn drop_empty(&self, dir: DirId) -> bool {
+        let Some((_, parent, name)) = self.place_of_dir(dir) else { return true };
+        let _lock = self.locks.lock(parent, &name);
+        let mut index = self.index.write();
+        match index.find(parent, &name) {
+            Some((entry, What::Dir(there))) if there == dir => {
+                if !index.is_empty(dir) || !index.slots(dir).unwrap_or_default().is_empty() {
+                    return false;
+                }
                 index.remove(entry);
             }
-            drop(index);
-            self.dir_is_gone(dir, slots.union(self.backings.shared()), None);
-            todo.pop();
+            _ => return true,
+        }
+        drop(index);
+        self.dir_is_gone(dir, self.backings.shared(), None);
+        true
+    }
+
+    /// Has the index know on which backings a directory is now: others may have made it on more.
+    pub(super) fn complete(&self, dir: DirId) {
+        for slot in self.backings.shared().iter() {
+            // It joins if it's there.
+            let _ = self.probe_dir(slot, dir);
+        }
+    }
+
+    /// The same for the directory of a name, if it's one.
+    pub(super) fn complete_at(&self, dir: DirId, name: &[u8]) {
+        if !self.others_change() {
+            return;
+        }
+        let found = self.index.read().find(dir, name);
+        if let Some((_, What::Dir(id))) = found {
+            self.complete(id);
         }
     }
 
@@ -243,8 +299,11 @@ impl Fs {
             return;
         }
         for slot in self.backings.shared().iter() {
-            // It may have come to be there.
-            let Some(fd) = self.probe_dir(slot, dir) else { continue };
+            // It may have come to be there. Where it isn't, neither is anything that was in it.
+            let Some(fd) = self.probe_dir(slot, dir) else {
+                self.lose_unseen(slot, dir, &RoaringBitmap::new());
+                continue;
+            };
             if let Err(e) = self.reconcile_on(slot, dir, &fd) {
                 tracing::debug!("backing {}: a directory can't be read: {e}", slot.0);
             }
@@ -282,7 +341,6 @@ impl Fs {
             New,
             Replaced(FileRef),
             Copy(EntryId),
-            Part(DirId),
         }
         let mut differences = Vec::new();
         {
@@ -294,10 +352,8 @@ impl Fs {
                 };
                 seen.insert(entry.number());
                 let difference = match what {
-                    What::Dir(id) => {
-                        let joins = listed.kind == Kind::Dir && !index.slots(id).is_some_and(|s| s.has(slot));
-                        joins.then_some(Difference::Part(id))
-                    }
+                    // What is in it joins when it's listed itself.
+                    What::Dir(_) => None,
                     What::File(file) if file.slot == slot => {
                         let same = file.kind == listed.kind && index.ino(file.ino) == listed.ino;
                         (!same).then_some(Difference::Replaced(file))
@@ -319,7 +375,6 @@ impl Fs {
                 }
                 Difference::Replaced(file) => self.drop_stale(dir, &listed.name, file),
                 Difference::Copy(entry) => self.take_in_copy(slot, dir, listed, entry),
-                Difference::Part(id) => drop(self.join_dir(slot, id)),
             }
         }
     }
@@ -343,8 +398,8 @@ impl Fs {
 
     /// A second copy has come: the file is the newer one.
     fn take_in_copy(&self, slot: Slot, dir: DirId, listed: &Listed, entry: EntryId) {
+        let _lock = self.locks.lock(dir, &listed.name);
         let copy = {
-            let _lock = self.locks.lock(dir, &listed.name);
             let mut index = self.index.write();
             match index.find(dir, &listed.name) {
                 Some((there, What::File(file))) if there == entry && file.slot != slot => {}

@@ -119,6 +119,7 @@ impl Fs {
         act: impl Fn(&str) -> std::result::Result<(), Errno>,
     ) -> Result<()> {
         let Some(Node::Dir(dir)) = node.node() else { return self.with_path(node, true, act) };
+        self.complete(dir);
         let slots = self.index.read().slots(dir).ok_or(Errno::STALE)?;
         self.all_changeable(slots)?;
         for slot in slots.iter() {

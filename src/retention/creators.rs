@@ -430,7 +430,7 @@ mod tests {
         }
 
         fn creators(&self) -> Creators {
-            creators(self.0.path())
+            with_proc(self.0.path())
         }
 
         fn process(&self, pid: u32, state: char, start: u64, cmdline: &str) {

@@ -62,6 +62,15 @@ fn a_directory_that_moves_takes_its_rule_along_and_leaves_those_above() {
     assert_eq!(spread(&mount, "own", 0), [0, 1, 2]);
     sys::rename(mount.path("own"), mount.path("plain/own")).unwrap();
     assert_eq!(spread(&mount, "plain/own", 1), [0, 1, 2], "its own came along");
+    // Into a tree whose rules nobody has looked for yet.
+    for dir in ["p", "p/q", "m"] {
+        sys::mkdir(mount.path(dir), 0o755).unwrap();
+    }
+    sys::setxattr(mount.path("p/q"), PLACEMENT, b"hash", 0).unwrap();
+    let mount = mount.restart();
+    assert_eq!(spread(&mount, "m", 0), [0]);
+    sys::rename(mount.path("m"), mount.path("p/q/m")).unwrap();
+    assert_eq!(spread(&mount, "p/q/m", 1), [0, 1, 2], "what is above it now decides");
 }
 
 #[test]

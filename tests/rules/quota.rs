@@ -221,6 +221,16 @@ fn a_file_with_two_names_counts_once() {
     wait_used(&mount, "t", 4 * M);
     sys::unlink(mount.path("t/f")).unwrap();
     wait_used(&mount, "t", 4 * M);
+    // Whichever of the names it was counted with.
+    for (name, first, last) in [("i", "i", "i2"), ("j", "j2", "j")] {
+        write(&mount.path("t").join(name), MIB).unwrap();
+        wait_used(&mount, "t", 5 * M);
+        sys::link(mount.path("t").join(name), mount.path("t").join(format!("{name}2"))).unwrap();
+        sys::unlink(mount.path("t").join(first)).unwrap();
+        wait_used(&mount, "t", 5 * M);
+        sys::unlink(mount.path("t").join(last)).unwrap();
+        wait_used(&mount, "t", 4 * M);
+    }
     assert_eq!(sys::link(mount.path("t/in/g"), mount.path("out")), Err(Errno::EXDEV));
     let mount = mount.restart();
     sys::link(mount.path("t/in/g"), mount.path("t/again")).unwrap();

@@ -115,6 +115,38 @@ fn removing_directories() {
 }
 
 #[test]
+fn what_concerns_a_directory_concerns_the_parts_that_others_made() {
+    let lab = Lab::new();
+    let b = lab.dirs(3);
+    let (one, two) = two(&lab, &b);
+    for round in 0..5 {
+        let dir = format!("d{round}");
+        sys::mkdir(one.path(&dir), 0o755).unwrap();
+        for i in 0..3 {
+            write(&two.path(&dir).join(ranked(i, i)), "x");
+        }
+        assert!(b.iter().all(|b| exists(&b.join(&dir))), "the other has it on all backings now");
+        sys::chmod(one.path(&dir), 0o700).unwrap();
+        sys::setxattr(one.path(&dir), "user.note", b"all", 0).unwrap();
+        for part in b.iter().map(|b| b.join(&dir)) {
+            assert_eq!(sys::lstat(&part).unwrap().st_mode & 0o777, 0o700);
+            assert_eq!(sys::getxattr(&part, "user.note").as_deref(), Ok(&b"all"[..]));
+        }
+    }
+    for round in 0..5 {
+        let (dir, moved) = (format!("e{round}"), format!("moved{round}"));
+        sys::mkdir(one.path(&dir), 0o755).unwrap();
+        for i in 0..3 {
+            write(&two.path(&dir).join(ranked(i, i)), "x");
+        }
+        sys::rename(one.path(&dir), one.path(&moved)).unwrap();
+        assert!(b.iter().all(|b| exists(&b.join(&moved)) && !exists(&b.join(&dir))), "no part stays behind");
+        assert_eq!(names(&one.path(&moved)).len(), 3);
+        soon(false, "moved", || exists(&two.path(&dir)));
+    }
+}
+
+#[test]
 fn what_was_removed_does_not_come_back() {
     let lab = Lab::new();
     let b = lab.dirs(3);

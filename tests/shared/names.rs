@@ -86,6 +86,17 @@ fn removing_and_renaming_what_somebody_else_has_taken() {
     sys::rename(one.path("tmp"), one.path("f4")).unwrap();
     sys::unlink(two.path("f4")).unwrap();
     assert!(!exists(&one.path("f4")) || read(&one.path("f4")) == Err(libc::ENOENT), "the new one went");
+    // By a descriptor it's the old file, which has no name that could be linked: never the new one.
+    let old = sys::open(two.path("f6"), libc::O_PATH, 0).unwrap();
+    write(&one.path("tmp"), "newer");
+    sys::rename(one.path("tmp"), one.path("f6")).unwrap();
+    use std::os::fd::AsRawFd;
+    let (by_fd, new) = (format!("/proc/self/fd/{}", old.as_raw_fd()), two.path("by-fd"));
+    let follow = nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW;
+    let cwd = nix::fcntl::AT_FDCWD;
+    let linked = nix::unistd::linkat(cwd, by_fd.as_str(), cwd, &new, follow);
+    assert!(matches!(linked, Err(Errno::ENOENT | Errno::ESTALE)), "{linked:?}");
+    assert!(!exists(&one.path("by-fd")));
     // A link to what has been replaced is a link to what is there.
     write(&one.path("tmp"), "newer");
     sys::rename(one.path("tmp"), one.path("f5")).unwrap();
@@ -113,7 +124,15 @@ fn a_name_is_made_exclusively_by_one() {
             barrier.wait();
             let dir = sys::mkdir(mount.path(format!("d{i}")), 0o755);
             assert!(matches!(dir, Ok(()) | Err(Errno::EEXIST)), "d{i}: {dir:?}");
-            made.push((file.is_ok(), dir.is_ok()));
+            let own = mount.path(format!("own{i}-{}", mount.minor));
+            write(&own, "x");
+            barrier.wait();
+            let renamed = sys::renameat2(&own, mount.path(format!("t{i}")), libc::RENAME_NOREPLACE);
+            assert!(matches!(renamed, Ok(()) | Err(Errno::EEXIST)), "t{i}: {renamed:?}");
+            barrier.wait();
+            let removed = sys::rmdir(mount.path(format!("d{i}")));
+            assert!(matches!(removed, Ok(()) | Err(Errno::ENOENT)), "d{i}: {removed:?}");
+            made.push([file.is_ok(), dir.is_ok(), renamed.is_ok(), removed.is_ok()]);
         }
         made
     };
@@ -122,8 +141,8 @@ fn a_name_is_made_exclusively_by_one() {
         (a.join().unwrap(), b.join().unwrap())
     });
     for (i, (a, b)) in a.iter().zip(&b).enumerate() {
-        assert!(a.0 != b.0, "f{i} was made by {a:?} and {b:?}");
-        assert!(a.1 != b.1, "d{i} was made by {a:?} and {b:?}");
+        // Made, made, renamed to and removed by one, and not by the other.
+        assert!((0..4).all(|n| a[n] != b[n]), "round {i}: {a:?} and {b:?}");
     }
 }
 
