@@ -350,6 +350,47 @@ impl Fs {
         Ok(())
     }
 
+    /// Removes shadows that are the originals of files which a mount that was cut off had just moved: the same
+    /// attributes, the same content. At most so many: there are no more than were under way.
+    pub(crate) fn remove_twins(&self, most: usize) {
+        let found: Vec<(Item, SlotSet)> = {
+            let index = self.index.read();
+            let item = |entry: EntryId| match index.live(entry)? {
+                What::File(file) => {
+                    let (dir, name) = index.place(entry);
+                    Some((Item { dir, name: name.to_vec(), file }, index.shadows(entry)))
+                }
+                What::Dir(_) => None,
+            };
+            index.shadowed().filter_map(item).collect()
+        };
+        let twins = found.iter().flat_map(|(item, slots)| slots.iter().map(move |slot| (item, slot)));
+        let is_twin = |(item, slot): &(&Item, Slot)| self.is_twin(item, *slot).unwrap_or(false);
+        for (item, slot) in twins.filter(is_twin).take(most) {
+            if let Err(e) = self.remove_shadow(item.dir, &item.name, slot) {
+                let path = self.path_of_item(item);
+                tracing::warn!("{path}: its copy on backing {} stays: {e}", slot.0);
+            }
+        }
+    }
+
+    /// Whether a file's shadow on a backing is the same file.
+    fn is_twin(&self, item: &Item, slot: Slot) -> Result<bool, Errno> {
+        let open = |slot: Slot| {
+            let dir = self.dir_fd(slot, item.dir).map_err(|e| e.errno())?;
+            Original::open(&dir, &item.name, item.file.kind, 0)
+        };
+        let (file, shadow) = (open(item.file.slot)?, open(slot)?);
+        let of = |o: &Original| {
+            let (s, time) = (&o.stat, o.stat.stx_mtime);
+            (s.stx_mode, s.stx_uid, s.stx_gid, s.stx_size, time.tv_sec, time.tv_nsec)
+        };
+        if !self.is_file(&file.stat, item.file) || of(&file) != of(&shadow) || item.file.kind != Kind::File {
+            return Ok(false);
+        }
+        file.has_content_of(&shadow)
+    }
+
     /// Has every directory that only this backing has on another one too. How many that were.
     pub(crate) fn spread_dirs(&self, slot: Slot) -> super::Result<u64> {
         let only = self.index.read().dirs_only_on(slot);

@@ -55,6 +55,11 @@ impl Index {
         on.map(|(number, _)| EntryId(*number)).collect()
     }
 
+    /// Files that have shadows.
+    pub fn shadowed(&self) -> impl Iterator<Item = EntryId> {
+        self.shadows.keys().map(|number| EntryId(*number))
+    }
+
     /// Files on a backing that have shadows on others.
     pub fn with_shadows(&self, slot: Slot) -> Vec<EntryId> {
         let numbers = self.shadows.keys().map(|number| EntryId(*number));

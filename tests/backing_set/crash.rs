@@ -86,12 +86,10 @@ fn in_the_midst_of_a_rebalance() {
         assert_eq!(files(&b[0]).len(), FILES);
         kvfs(["rebalance", text(mount.point()), "--tolerance", "1%", "--detach"]).code(0);
         has_died(mount);
-        let before = files(&b[1]).len();
         let again = lab.mount(&b).start();
         ended(&again, "done");
         assert!(again.story().contains("going on with the rebalance"), "{point}: {}", again.story());
         all_there_once(&again);
-        assert!(again.status()["job"]["moved"].as_u64() > Some(0), "{point}: it went on, from {before}");
         assert!(b.iter().all(|b| !b.join(".kvfs-job").exists()), "it has ended");
     }
 }

@@ -80,7 +80,7 @@ fn until(mount: &Mount, what: &str, mut done: impl FnMut(&Value) -> bool) -> Val
 /// Waits until the running job has ended, and is over in this way.
 #[track_caller]
 fn ended(mount: &Mount, state: &str) -> Value {
-    let job = until(mount, "at its end", |job| job["state"] != "running");
+    let job = until(mount, "at its end", |job| job.is_object() && job["state"] != "running");
     assert_eq!(job["state"], state, "{job:#}\n{}", mount.story());
     job
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::TOLD;
 use super::job::{Ended, Job};
 use super::mover::{Tally, move_all};
 use crate::fs::{Fs, Item};
@@ -56,7 +57,11 @@ pub(super) fn drain(fs: &Fs, job: &Job, slot: Slot) -> Ended {
             // Somebody may have made one, or a lookup found a file, meanwhile.
             let losses = fs.losses(slot);
             if losses.files + losses.dirs == 0 {
+                fs.told(TOLD);
                 return Ok("no file is left; `kvfs backing remove` takes it out of the mount".into());
+            }
+            if !job.wait(PAUSE[0]) {
+                return Ok(String::new());
             }
             continue;
         }

@@ -10,13 +10,11 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::Context;
 use super::job::{Ended, Job};
+use super::{Context, TOLD};
 use crate::backing::{Backing, Made, Passthrough};
 use crate::index::Slot;
 
-/// How long the kernel may take to hear of what has changed.
-const TOLD: Duration = Duration::from_secs(10);
 /// How long requests on a backing that has left may take to end.
 const CLOSED: Duration = Duration::from_secs(2);
 

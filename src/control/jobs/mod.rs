@@ -31,6 +31,9 @@ pub use orders::Order;
 /// How long a mount that ends waits for a job to stop: it does at the next piece of a file.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the kernel may take to hear of what has changed, before a job ends.
+const TOLD: Duration = Duration::from_secs(10);
+
 /// Decides how the data of a backing that joins moves; or says why it can't join.
 type Decide = Box<dyn Fn(&Backing) -> Result<(), String> + Send + Sync>;
 
@@ -102,6 +105,9 @@ impl Jobs {
         let run = move || {
             let fs = &jobs.context.fs;
             fs.remove_leftovers(&fs.scan_report().leftovers);
+            if !jobs.now.lock().waiting.is_empty() {
+                fs.remove_twins(mover::THREADS);
+            }
             jobs.resume_next();
         };
         if let Err(e) = std::thread::Builder::new().name("kvfs-resume".into()).spawn(run) {

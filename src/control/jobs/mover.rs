@@ -13,7 +13,7 @@ use crate::fs::{Buffer, Fs, Item, NotMoved};
 use crate::index::{Slot, SlotSet};
 
 /// Files on their way at once. A small one waits for the device several times, and for nothing else.
-const THREADS: usize = 4;
+pub(super) const THREADS: usize = 4;
 
 /// Files that were tried and are where they were, by the reason.
 #[derive(Debug, Default)]

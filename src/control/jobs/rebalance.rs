@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::TOLD;
 use super::job::{Ended, Job};
 use super::mover::move_all;
 use crate::backing::State;
 use crate::fs::{Fs, Item};
-use crate::index::{Slot, SlotSet};
+use crate::index::{DirId, Slot, SlotSet};
 
 /// How long a file system may take to free what was removed (XFS does it in the background).
 const SETTLES: Duration = Duration::from_secs(3);
@@ -29,6 +30,8 @@ struct Drive {
     total: u64,
     /// What it says, corrected by what has moved lately.
     used: i64,
+    /// What is on its way here, less what is on its way from here.
+    flying: i64,
     /// Its files from here on haven't been tried. `None` when all have.
     next: Option<(usize, u32)>,
     /// Files that are next.
@@ -40,8 +43,9 @@ impl Drive {
         self.found.is_empty() && self.next.is_none()
     }
 
+    /// The used share, when what is on its way has arrived.
     fn share(&self) -> f64 {
-        self.used as f64 / self.total.max(1) as f64
+        (self.used + self.flying) as f64 / self.total.max(1) as f64
     }
 }
 
@@ -57,6 +61,40 @@ struct PlanState {
     measured: Instant,
     /// What was moved lately: when, from which drive, to which, how much.
     lately: VecDeque<(Instant, u64, i64)>,
+    flying: Vec<Flight>,
+}
+
+/// A file on its way.
+struct Flight {
+    place: (DirId, Vec<u8>),
+    from: Slot,
+    to: Slot,
+    bytes: i64,
+}
+
+impl PlanState {
+    fn drive(&mut self, slot: Slot) -> Option<&mut Drive> {
+        self.drives.iter_mut().find(|d| d.slots.contains(&slot))
+    }
+
+    fn take_off(&mut self, item: &Item, to: Slot, bytes: i64) {
+        let from = item.file.slot;
+        self.flying.push(Flight { place: (item.dir, item.name.clone()), from, to, bytes });
+        self.weigh(from, to, bytes);
+    }
+
+    fn land(&mut self, item: &Item) {
+        let is_it = |f: &Flight| f.place.0 == item.dir && f.place.1 == item.name;
+        if let Some(at) = self.flying.iter().position(is_it) {
+            let Flight { from, to, bytes, .. } = self.flying.swap_remove(at);
+            self.weigh(from, to, -bytes);
+        }
+    }
+
+    fn weigh(&mut self, from: Slot, to: Slot, bytes: i64) {
+        self.drive(from).into_iter().for_each(|d| d.flying -= bytes);
+        self.drive(to).into_iter().for_each(|d| d.flying += bytes);
+    }
 }
 
 pub(super) fn rebalance(fs: &Fs, job: &Job, tolerance: f64) -> Ended {
@@ -69,14 +107,11 @@ pub(super) fn rebalance(fs: &Fs, job: &Job, tolerance: f64) -> Ended {
         }
         job.skipped.store(0, Relaxed);
         let to = |item: &Item, bytes: u64, tried: SlotSet| plan.target(item, bytes, tried);
-        let tally = move_all(fs, job, &|| plan.next(job), &to, &|item, done| {
-            if let Some((to, bytes)) = done {
-                plan.has_moved(item.file.slot, to, bytes);
-            }
-        });
+        let tally = move_all(fs, job, &|| plan.next(job), &to, &|item, done| plan.has_ended(item, done));
         if let Some(fatal) = tally.fatal.lock().take() {
             return Err(fatal);
         }
+        fs.told(TOLD);
         // What was removed has to be free before it's looked at again.
         if !job.wait(SETTLES) {
             return Ok(String::new());
@@ -114,12 +149,14 @@ impl<'a> Plan<'a> {
                     slots: vec![backing.slot],
                     total: room.total,
                     used: room.total.saturating_sub(room.free) as i64,
+                    flying: 0,
                     next: Some((0, 0)),
                     found: VecDeque::new(),
                 }),
             }
         }
-        let state = PlanState { drives, measured: Instant::now(), lately: VecDeque::new() };
+        let state =
+            PlanState { drives, measured: Instant::now(), lately: VecDeque::new(), flying: Vec::new() };
         Plan { fs, tolerance, state: Mutex::new(state) }
     }
 
@@ -169,28 +206,32 @@ impl<'a> Plan<'a> {
         (sum as u64).checked_div(count).map_or(0, |size| bytes / size.max(1))
     }
 
-    /// The emptiest backing that has room for it, if it's no fuller than the file's own with it.
+    /// The emptiest backing that has room for it, if it's no fuller than the file's own with it. The file counts
+    /// as being there from now on.
     fn target(&self, item: &Item, bytes: u64, tried: SlotSet) -> Option<Slot> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        state.land(item);
         let source = state.drives.iter().find(|d| d.slots.contains(&item.file.slot))?;
-        let after = (source.used - bytes as i64) as f64 / source.total.max(1) as f64;
-        let fits = |d: &&Drive| {
-            d.device != source.device && (d.used + bytes as i64) as f64 / d.total.max(1) as f64 <= after
-        };
+        let bytes = i64::try_from(bytes).ok()?;
+        let with = |d: &Drive, more: i64| (d.used + d.flying + more) as f64 / d.total.max(1) as f64;
+        let after = with(source, -bytes);
+        let fits = |d: &&Drive| d.device != source.device && with(d, bytes) <= after;
         let mut drives: Vec<&Drive> = state.drives.iter().filter(fits).collect();
         drives.sort_by(|a, b| a.share().total_cmp(&b.share()));
-        drives
-            .into_iter()
-            .flat_map(|d| &d.slots)
-            .copied()
-            .find(|slot| !tried.has(*slot) && self.fs.has_room_for(*slot, bytes))
+        let has_room = |slot: &Slot| !tried.has(*slot) && self.fs.has_room_for(*slot, bytes.unsigned_abs());
+        let slot = drives.into_iter().flat_map(|d| &d.slots).copied().find(has_room)?;
+        state.take_off(item, slot, bytes);
+        Some(slot)
     }
 
-    fn has_moved(&self, from: Slot, to: Slot, bytes: u64) {
+    /// A file has been moved, or hasn't.
+    fn has_ended(&self, item: &Item, moved: Option<(Slot, u64)>) {
         let mut state = self.state.lock();
+        state.land(item);
+        let Some((to, bytes)) = moved else { return };
         let now = Instant::now();
-        for (slot, bytes) in [(from, -(bytes as i64)), (to, bytes as i64)] {
-            let Some(drive) = state.drives.iter_mut().find(|d| d.slots.contains(&slot)) else { continue };
+        for (slot, bytes) in [(item.file.slot, -(bytes as i64)), (to, bytes as i64)] {
+            let Some(drive) = state.drive(slot) else { continue };
             drive.used += bytes;
             let device = drive.device;
             state.lately.push_back((now, device, bytes));
