@@ -1,7 +1,10 @@
 /* A load of file names: how many creates, opens, stats, lists and unlinks per second.
  *
  *   metaload meta CLIENTS FILES SIZE DIR...   each client its own process, in DIR[client % n]
- *   metaload fill FILES DIR...                FILES empty files over the DIRs, a process each
+ *   metaload fill FILES SIZE DIR...           FILES files over the DIRs, a process each; where SIZE isn't 0 so much
+ *                                             is allocated to each, not written, and they are a day old
+ *   metaload creates RANK SIZE KEEP DIR       one client that creates until its standard input ends; of its files
+ *                                             the last KEEP stay
  *   metaload walk DIR...                      getdents64 of all DIRs, a thread each
  *
  * Prints one JSON object. Names are 75 bytes long and of the form that LMCache writes;
@@ -245,10 +248,71 @@ static void meta(int clients, uint64_t files, uint64_t size, int dir_count, char
     report(&load);
 }
 
-/* ---- fill and walk: for the scan ---- */
+/* ---- creates: how long each one took, however long it is to go on ---- */
 
-static void fill(uint64_t files, int dir_count, char **dirs)
+static volatile sig_atomic_t ended;
+
+static void *until_input_ends(void *nothing)
 {
+    char byte;
+    while (read(0, &byte, 1) > 0)
+        ;
+    ended = 1;
+    return nothing;
+}
+
+static void print_us(const char *what, const uint32_t *ns, uint64_t count)
+{
+    printf("\"%s\": [", what);
+    for (uint64_t i = 0; i < count; i++)
+        printf("%s%.1f", i ? "," : "", ns[i] / 1e3);
+    printf("], ");
+}
+
+static void creates(int rank, uint64_t size, uint64_t keep, const char *dir)
+{
+    uint64_t room = 1 << 16, count = 0, gone = 0, base = (uint64_t)getpid() << 32;
+    uint32_t *create_ns = malloc(room * sizeof *create_ns), *whole_ns = malloc(room * sizeof *whole_ns);
+    char *buffer = malloc(size + 1), path[4096];
+    memset(buffer, 0x5a, size);
+    pthread_t watcher;
+    if (pthread_create(&watcher, NULL, until_input_ends, NULL))
+        die("pthread_create");
+    printf("ready\n");
+    fflush(stdout);
+    for (; !ended; count++) {
+        if (count == room) {
+            room *= 2;
+            create_ns = realloc(create_ns, room * sizeof *create_ns);
+            whole_ns = realloc(whole_ns, room * sizeof *whole_ns);
+        }
+        name_of(path, sizeof path, dir, 4, rank, base + count);
+        uint64_t begin = now_ns();
+        int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+        uint64_t created = now_ns();
+        if (fd < 0 || write(fd, buffer, size) != (ssize_t)size || close(fd))
+            die(path);
+        whole_ns[count] = (uint32_t)(now_ns() - begin);
+        create_ns[count] = (uint32_t)(created - begin);
+        if (count >= keep) {
+            name_of(path, sizeof path, dir, 4, rank, base + count - keep);
+            gone += unlink(path) && errno == ENOENT;
+        }
+    }
+    printf("{");
+    print_us("create_us", create_ns, count);
+    print_us("whole_us", whole_ns, count);
+    printf("\"gone\": %llu}\n", (unsigned long long)gone);
+}
+
+/* ---- fill and walk: for the scan and for the eviction ---- */
+
+static void fill(uint64_t files, uint64_t size, int dir_count, char **dirs)
+{
+    struct timespec day_ago[2];
+    clock_gettime(CLOCK_REALTIME, &day_ago[0]);
+    day_ago[0].tv_sec -= 24 * 60 * 60;
+    day_ago[1] = day_ago[0];
     setpgid(0, 0);
     for (int d = 0; d < dir_count; d++) {
         pid_t child = fork();
@@ -261,7 +325,7 @@ static void fill(uint64_t files, int dir_count, char **dirs)
         for (uint64_t i = (uint64_t)d; i < files; i += (uint64_t)dir_count) {
             name_of(path, sizeof path, dirs[d], dir_count, d, i);
             int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-            if (fd < 0 || close(fd))
+            if (fd < 0 || (size && (posix_fallocate(fd, 0, (off_t)size) || futimens(fd, day_ago))) || close(fd))
                 die(path);
         }
         _exit(0);
@@ -296,12 +360,15 @@ int main(int argc, char **argv)
 {
     if (argc >= 6 && !strcmp(argv[1], "meta"))
         meta(atoi(argv[2]), strtoull(argv[3], NULL, 10), strtoull(argv[4], NULL, 10), argc - 5, argv + 5);
-    else if (argc >= 4 && !strcmp(argv[1], "fill"))
-        fill(strtoull(argv[2], NULL, 10), argc - 3, argv + 3);
+    else if (argc >= 5 && !strcmp(argv[1], "fill"))
+        fill(strtoull(argv[2], NULL, 10), strtoull(argv[3], NULL, 10), argc - 4, argv + 4);
+    else if (argc == 6 && !strcmp(argv[1], "creates"))
+        creates(atoi(argv[2]), strtoull(argv[3], NULL, 10), strtoull(argv[4], NULL, 10), argv[5]);
     else if (argc >= 3 && !strcmp(argv[1], "walk"))
         walk(argc - 2, argv + 2);
     else {
-        fprintf(stderr, "usage: metaload meta CLIENTS FILES SIZE DIR... | fill FILES DIR... | walk DIR...\n");
+        fprintf(stderr, "usage: metaload meta CLIENTS FILES SIZE DIR... | fill FILES SIZE DIR... | walk DIR... |\n"
+                        "       creates RANK SIZE KEEP DIR\n");
         return 2;
     }
     return 0;

@@ -6,9 +6,11 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::backing::{Defaults, Limit, Spec, parse_bytes};
 use crate::direct::DirectOptions;
+use crate::placement::GpuMap;
 use crate::retention::RetentionOptions;
 
 /// Whether file data may be left to the kernel.
@@ -88,10 +90,14 @@ pub struct MountConfig {
     pub backings: Vec<Spec>,
     /// The placement policy's name.
     pub placement: String,
+    /// Which backing the operator gives to which GPU.
+    pub gpu_map: GpuMap,
     /// Whether the kernel may pass data through.
     pub passthrough: PassthroughMode,
     /// A miss in the index is final: nobody else changes the backings.
     pub exclusive: bool,
+    /// How long the kernel may keep what others may change.
+    pub shared_ttl: Duration,
     /// What holds for each backing of which nothing else was said.
     pub defaults: Defaults,
     /// How much may stay.

@@ -43,7 +43,7 @@ class Drives:
             images.mkdir()
             output("mount", "-t", "tmpfs", "-o", f"size={self.count * self.gib + 1}G", "kvfs-bench", images)
             undo.callback(unmount, images)
-            self.mounts = []
+            self.mounts, self.loops = [], []
             for number in range(self.count):
                 image, point = images / f"{number}.img", self.root / f"nvme{number}"
                 with open(image, "wb") as file:  # all of it now: nobody is to pay for a first touch
@@ -55,6 +55,7 @@ class Drives:
                 output("mount", "-o", "noatime,nodiscard", loop, point)
                 undo.callback(unmount, point)
                 self.mounts.append(point)
+                self.loops.append(loop)
             self._undo = undo.pop_all()
         return self
 

@@ -32,7 +32,7 @@ def measure(drives, binary, options, metaload, say):
     for count in (100_000,) if options.quick else (100_000, 1_000_000):
         say(f"scan: {count} files")
         kvfs = Kvfs(drives, f"scan-{count}", binary, "auto")
-        output(metaload, "fill", count, *kvfs.backings)
+        output(metaload, "fill", count, 0, *kvfs.backings)
         result = {}
         for state in ("warm", "cold"):
             walks, scans = [], []

@@ -16,7 +16,7 @@ from lab import REPOSITORY, unmount
 sys.path.append(str(REPOSITORY / "tests/clients"))
 from mounted import Mount, find_kvfs, mount_entry  # noqa: E402
 
-__all__ = ["Kvfs", "Mergerfs", "Raw", "find_kvfs", "subjects"]
+__all__ = ["Kvfs", "Mergerfs", "Mount", "Raw", "find_kvfs", "subjects"]
 
 
 class Raw:

@@ -2,7 +2,8 @@
 //!
 //! What always holds: a backing's identity is made once and stays with the directory, so neither the order
 //! of `--backing` nor a renamed path changes where a name hashes to; and a backing serves one mount at a
-//! time (`flock` on the marker, given back by the kernel when the daemon ends in whatever way).
+//! time, or only mounts that share it (`flock` on the marker, given back by the kernel when the daemon ends in
+//! whatever way).
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -36,6 +37,12 @@ pub enum MarkerError {
     /// Another daemon holds it.
     #[error("another kvfs mount is using it; unmount that one first (`kvfs status` lists mounts)")]
     InUse,
+    /// Others share it, and this mount wants it alone.
+    #[error("other kvfs mounts share it; share it here as well (add :shared to its path), or unmount those")]
+    InSharedUse,
+    /// Another daemon has it alone, and this mount would share it.
+    #[error("another kvfs mount uses it alone; mount it there with :shared as well, or unmount that one")]
+    InSoleUse,
     /// The disk said no.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -48,12 +55,15 @@ pub struct Marker {
     pub id: Uuid,
     /// Whether this call made it.
     pub created: bool,
+    /// Whether it's locked.
+    pub locked: bool,
     file: File,
 }
 
 impl Marker {
-    /// Reads the marker of the backing `path`, whose directory is open as `root`, or makes one; and locks it.
-    pub fn open(path: &Path, root: impl AsFd) -> Result<Marker, MarkerError> {
+    /// Reads the marker of the backing `path`, whose directory is open as `root`, or makes one; and locks it, for
+    /// this mount alone or with others that share it.
+    pub fn open(path: &Path, root: impl AsFd, shared: bool) -> Result<Marker, MarkerError> {
         let mut created = false;
         let file = match open_existing(&root) {
             Ok(file) => file,
@@ -64,19 +74,34 @@ impl Marker {
             }
             Err(e) => return Err(e.into()),
         };
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(MarkerError::InUse),
-            Err(e) => return Err(io::Error::from(e).into()),
-        }
+        let locked = lock(&file, shared)?;
         let mut text = String::new();
         (&file).take(4096).read_to_string(&mut text).map_err(|e| MarkerError::Damaged(e.to_string()))?;
-        Ok(Marker { id: parse(&text)?, created, file })
+        Ok(Marker { id: parse(&text)?, created, locked, file })
     }
 
     /// The marker's file: a regular file of the backing that is always there, to probe the backing with.
     pub fn file(&self) -> &File {
         &self.file
+    }
+}
+
+/// Whether it could be locked. Network file systems may have no locks: a backing that's shared anyway goes
+/// without.
+fn lock(file: &File, shared: bool) -> Result<bool, MarkerError> {
+    use rustix::io::Errno;
+    let wanted =
+        if shared { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
+    match flock(file, wanted) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) if shared => Err(MarkerError::InSoleUse),
+        // Whoever lets this one share it, shares it.
+        Err(Errno::WOULDBLOCK) => match flock(file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Err(MarkerError::InSharedUse),
+            Err(_) => Err(MarkerError::InUse),
+        },
+        Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) if shared => Ok(false),
+        Err(e) => Err(io::Error::from(e).into()),
     }
 }
 
@@ -124,7 +149,7 @@ mod tests {
     use super::*;
 
     fn open(dir: &Path) -> Result<Marker, MarkerError> {
-        Marker::open(dir, File::open(dir).unwrap())
+        Marker::open(dir, File::open(dir).unwrap(), false)
     }
 
     #[test]
@@ -138,6 +163,19 @@ mod tests {
         let again = open(dir.path()).unwrap();
         assert_eq!((again.id, again.created), (id, false));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing but the marker");
+    }
+
+    #[test]
+    fn those_who_share_it_let_each_other_in_and_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let share = || Marker::open(dir.path(), File::open(dir.path()).unwrap(), true);
+        let (one, other) = (share().unwrap(), share().unwrap());
+        assert!(one.locked && other.locked);
+        assert!(matches!(open(dir.path()), Err(MarkerError::InSharedUse)));
+        drop((one, other));
+        let alone = open(dir.path()).unwrap();
+        assert!(matches!(share(), Err(MarkerError::InSoleUse)));
+        drop(alone);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! never through its path again, so a renamed or over-mounted path changes nothing; and every access below
 //! it resolves beneath it, without symbolic links and without crossing into another mount.
 
+mod device;
+mod job;
 mod marker;
 pub mod mountinfo;
 mod set;
@@ -21,6 +23,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx
 use uuid::Uuid;
 
 use crate::index::Slot;
+pub use device::block_device;
+pub use job::SavedJob;
 pub use marker::{MARKER, Marker, MarkerError, RESERVED_PREFIX, is_reserved};
 pub use set::{Backings, List};
 pub use setup::{Defaults, Made, SetupError, prepare, prepare_one};
@@ -70,6 +74,11 @@ impl Backing {
     /// The identity from its marker.
     pub fn id(&self) -> Uuid {
         self.marker.id
+    }
+
+    /// Whether its marker is locked: a shared backing's file system may have no locks.
+    pub fn is_locked(&self) -> bool {
+        self.marker.locked
     }
 
     /// Its root directory.

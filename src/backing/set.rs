@@ -5,13 +5,14 @@
 //! in it; whoever asks by slot for a backing that was removed gets nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::Backing;
-use crate::index::{MAX_BACKINGS, Slot};
+use crate::index::{MAX_BACKINGS, Slot, SlotSet};
 
 /// The backings there are at one moment.
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ impl List {
 #[derive(Debug)]
 pub struct Backings {
     list: ArcSwap<Vec<Option<Arc<Backing>>>>,
+    /// Those that others change too, as bits of slots.
+    shared: AtomicU64,
     /// Identities by slot, those of removed backings too.
     ever: Mutex<Vec<Uuid>>,
 }
@@ -51,8 +54,10 @@ impl Backings {
     /// Those that a mount starts with, in the order of their slots.
     pub fn new(backings: Vec<Backing>) -> Backings {
         let ever = backings.iter().map(Backing::id).collect();
+        let shared = backings.iter().filter(|b| b.shared).map(|b| b.slot).collect::<SlotSet>();
         let list = backings.into_iter().map(|b| Some(Arc::new(b))).collect::<Vec<_>>();
-        Backings { list: ArcSwap::from_pointee(list), ever: Mutex::new(ever) }
+        let shared = AtomicU64::new(shared.bits());
+        Backings { list: ArcSwap::from_pointee(list), shared, ever: Mutex::new(ever) }
     }
 
     /// Those there are now.
@@ -63,6 +68,11 @@ impl Backings {
     /// The backing with this slot, unless it was removed.
     pub fn get(&self, slot: Slot) -> Option<Arc<Backing>> {
         self.list.load().get(slot.index()).and_then(Clone::clone)
+    }
+
+    /// Those that others change too.
+    pub fn shared(&self) -> SlotSet {
+        SlotSet::from_bits(self.shared.load(Relaxed))
     }
 
     /// The slot that a backing with this identity would get: the one that it had before, else a new one.
@@ -84,6 +94,9 @@ impl Backings {
         let mut list = Vec::clone(&self.list.load());
         list.resize(list.len().max(at + 1), None);
         list[at] = Some(backing.clone());
+        if backing.shared {
+            self.shared.fetch_or(SlotSet::one(backing.slot).bits(), Relaxed);
+        }
         self.list.store(Arc::new(list));
         backing
     }
@@ -93,6 +106,7 @@ impl Backings {
         let _ever = self.ever.lock();
         let mut list = Vec::clone(&self.list.load());
         let removed = list.get_mut(slot.index()).and_then(Option::take);
+        self.shared.fetch_and(!SlotSet::one(slot).bits(), Relaxed);
         self.list.store(Arc::new(list));
         removed
     }

@@ -137,7 +137,7 @@ pub fn prepare(
 }
 
 /// Makes one more backing ready, beside those `there`; `slot` says which slot an identity gets, if one is
-/// left.
+/// left. Directories that it makes are for their owner to change, whatever the process's umask is.
 pub fn prepare_one(
     spec: &Spec,
     there: &[PathBuf],
@@ -149,6 +149,10 @@ pub fn prepare_one(
     let mut all: Vec<Spec> = there.iter().cloned().map(Spec::from).collect();
     all.push(spec.clone());
     let mut canonical = make_ready(&all, mount_point, &mut made)?;
+    for dir in &made.dirs {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(dir, mode).map_err(|e| SetupError::Io(dir.clone(), e))?;
+    }
     let path = canonical.pop().ok_or(SetupError::None)?;
     let backing = open_backing(slot, &path, spec, defaults, &mut made)?;
     Ok((backing, made))
@@ -303,9 +307,11 @@ fn open_backing(
     }
     accessat(&root, c".", Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
         .map_err(|e| not_writable(path, e.into()))?;
-    let marker = Marker::open(path, &root).map_err(|e| match e {
+    let marker = Marker::open(path, &root, spec.shared).map_err(|e| match e {
         MarkerError::Io(e) => not_writable(path, e),
-        e @ MarkerError::InUse => SetupError::InUse(path.to_owned(), e),
+        e @ (MarkerError::InUse | MarkerError::InSharedUse | MarkerError::InSoleUse) => {
+            SetupError::InUse(path.to_owned(), e)
+        }
         e @ MarkerError::Damaged(_) => SetupError::BadMarker(path.to_owned(), e),
     })?;
     if marker.created {

@@ -19,6 +19,7 @@ Exit status:
   System:      30 no /dev/fuse, 31 not permitted, 32 passthrough required but not available
   Options:     40 unknown policy, 41 bad value
   umount:      50 not a kvfs mount, 51 busy
+  backing, rebalance: 52 refused, 53 ended before all was done
   status:      60 the daemon doesn't answer";
 
 /// The status of an option's value that can't be.

@@ -4,14 +4,17 @@
 //! of that fault's own (`exit`).
 
 mod background;
+mod backing;
 mod bench;
 mod bind_socket;
 pub mod doctor;
 mod evict;
 mod exit;
+mod job;
 mod locate;
 mod logging;
 mod mount;
+mod rebalance;
 mod status;
 mod umount;
 pub(crate) mod worker;
@@ -41,6 +44,10 @@ enum Command {
     Status(status::StatusArgs),
     /// Make room: remove what may be removed, or show what that would be
     Evict(evict::EvictArgs),
+    /// Add, drain, remove and set the backings of a mount that is in use
+    Backing(backing::BackingArgs),
+    /// Move files until the backings are equally full. Goes on after a crash or a remount
+    Rebalance(rebalance::RebalanceArgs),
     /// Tell where files are: the backing, the real path, and why they were placed there
     Locate(locate::LocateArgs),
     /// Measure a mount beside other ways to the same drives
@@ -73,6 +80,8 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Evict(args) => evict::run(&args),
+        Command::Backing(args) => backing::run(&args),
+        Command::Rebalance(args) => rebalance::run(&args),
         Command::Locate(args) => locate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::BindSocket(args) => bind_socket::run(&args),

@@ -11,17 +11,17 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::background::{Parent, Side, split};
 use super::{Failure, logging};
-use crate::backing::{self, Defaults, MinFree};
+use crate::backing::{self, Defaults, MinFree, Spec};
 use crate::config::{
     Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, backing_specs, default_threads,
 };
-use crate::control::{About, Daemon, Server};
+use crate::control::{About, Context, Daemon, Jobs, Server};
 use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
 use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount};
 use crate::index::Progress;
 use crate::io;
-use crate::placement::{self, Policies};
+use crate::placement::{self, Evidence, EvidenceConfig, GpuMap, Policies};
 use crate::retention::{self, Evict, Marks, RetentionOptions};
 
 /// Mount backing directories as one
@@ -46,9 +46,16 @@ pub(super) struct MountArgs {
 
     /// Where new files go. by_gpu: to the backing with the number of the GPU that the file belongs to, modulo
     /// the number of backings; by a hash of the name where the GPU isn't known. hash: by a hash of the name,
-    /// weighted by capacity
+    /// weighted by capacity. round-robin: to the next backing. most-free: to the one with the most room.
+    /// nearest: to the one closest to the GPU by PCIe and NUMA
     #[arg(long, default_value = "by_gpu", value_name = "POLICY")]
     placement: String,
+
+    /// Sends the files of these GPUs to the backings given here, whatever their numbers. A GPU by its UUID
+    /// (GPU-..., MIG-...) or PCI address, a backing by its path or its number in the list, from 0; may be given
+    /// several times
+    #[arg(long, value_name = "GPU=BACKING,...")]
+    gpu_map: Vec<String>,
 
     /// Whether the kernel reads and writes backing files itself. auto: where it can. off: all data goes
     /// through the daemon. require: fail if it can't on every backing
@@ -59,6 +66,11 @@ pub(super) struct MountArgs {
     /// backings, and the kernel remembers that
     #[arg(long)]
     exclusive: bool,
+
+    /// How long the kernel may keep names and attributes that others may change (backings with `:shared`):
+    /// seconds, 0 to 3600, with a fraction if need be
+    #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = shared_ttl)]
+    shared_ttl: Duration,
 
     /// What must stay free on each backing: below it, new files go to another. Bytes with K, M, G or T, or a
     /// share such as 2% [default: the larger of 2G and 2%, but no more than 5%]
@@ -153,20 +165,24 @@ impl MountArgs {
             None => MinFree::Default,
         };
         let mount_point = check_mount_point(&self.mount_point)?;
-        let backings = self
+        let backings: Vec<Spec> = self
             .backing
             .iter()
             .flat_map(|value| backing_specs(value))
             .collect::<Result<_, _>>()
             .map_err(|e| Failure::bad_value(format!("--backing {e}")))?;
+        let paths: Vec<PathBuf> = backings.iter().map(|spec| spec.path.clone()).collect();
+        let gpu_map = GpuMap::parse(&self.gpu_map, &paths).map_err(Failure::bad_value)?;
         Ok(MountConfig {
             mount_point,
             backings,
             placement: self.placement.clone(),
+            gpu_map,
             passthrough: self.passthrough,
             exclusive: self.exclusive,
             defaults: Defaults { min_free, capacity: self.capacity.each },
             retention: self.retention()?,
+            shared_ttl: self.shared_ttl,
             threads: self.threads.unwrap_or_else(default_threads),
             allow_other: self.allow_other,
             direct: self.direct_options()?,
@@ -215,15 +231,27 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block().map_err(Failure::other)?;
 
+    let evidence = Arc::new(Evidence::new(evidence_config(config)));
+    let no_such_gpus = evidence.check_map().map_err(Failure::bad_value)?;
     let (backings, made) = backing::prepare(&config.backings, &config.mount_point, config.defaults)?;
     logging::start(log)?;
+    for gpu in no_such_gpus {
+        tracing::warn!("--gpu-map: this server has no GPU {gpu}; what is said of it has no effect");
+    }
     // Before any thread, and after what is the operator's own: backings and log have the operator's umask.
     crate::fs::prepare_process();
     let (engine, io_engine_why) = io::engine(config.threads.get().min(4)).map_err(Failure::other)?;
+    for backing in backings.iter().filter(|b| !b.is_locked()) {
+        tracing::warn!(
+            "backing {}: its file system has no locks, so nothing keeps a mount without :shared away from it",
+            backing.path.display()
+        );
+    }
     let options = Options {
         exclusive: config.exclusive,
-        policies: Policies::new(&config.placement, Arc::default())?,
+        policies: Policies::new(&config.placement, evidence)?,
         retention: config.retention,
+        shared_ttl: config.shared_ttl,
         open_dirs: share_of(limit, 4, 16384),
         idle_files: share_of(limit, 8, 4096),
     };
@@ -233,8 +261,15 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     tell_scan(&fs);
     fs.set_invalidator(session.invalidator());
     fs.set_data_changed(session.data_changed());
-    session.teller().and_then(|tell| fs.set_teller(tell)).map_err(Failure::other)?;
+    session.entry_gone().and_then(|gone| fs.set_entry_gone(gone)).map_err(Failure::other)?;
     let evictor = retention::start(fs.retention.clone(), fs.clone()).map_err(Failure::other)?;
+    let jobs = Jobs::new(Context {
+        fs: fs.clone(),
+        direct: direct.clone(),
+        mount_point: config.mount_point.clone(),
+        defaults: config.defaults,
+        decide: Box::new(session.decider(config.passthrough)),
+    });
     let mounted = session.mounted();
     let about = About {
         mountpoint: config.mount_point.clone(),
@@ -242,7 +277,7 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
         log: logging::describe(log),
         io_engine_why,
     };
-    let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), about };
+    let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), jobs: jobs.clone(), about };
     let control = Server::start(mounted.device, move |question| daemon.answer(question))
         .map_err(|e| Failure::other(format!("the control socket can't be made: {e}")))
         .inspect_err(|_| mounted.detach())?;
@@ -255,13 +290,28 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     tracing::info!("mounted at {}", config.mount_point.display());
     // The kernel queues what is asked until `run` reads it.
     parent.ready();
+    let rules = fs.clone();
+    std::thread::spawn(move || rules.serve_rules());
+    jobs.resume();
     let ended = session.run();
+    jobs.stop();
     direct.shutdown();
     drop(control);
     fs.retention.stop();
     let _ = evictor.join();
     tracing::info!("unmounted from {}", config.mount_point.display());
     ended.map_err(|e| Failure::other(format!("the session ended with an error: {e}")))
+}
+
+fn evidence_config(config: &MountConfig) -> EvidenceConfig {
+    let evidence = EvidenceConfig { gpu_map: config.gpu_map.clone(), ..EvidenceConfig::default() };
+    // A driver for the tests: its files, and its library if it has one.
+    #[cfg(feature = "fault-points")]
+    if let Some(driver) = std::env::var_os("KVFS_TEST_DRIVER_ROOT").map(PathBuf::from) {
+        let nvml = Some(driver.join("libnvidia-ml.so.1"));
+        return EvidenceConfig { driver_root: driver, nvml, ..evidence };
+    }
+    evidence
 }
 
 /// SIGTERM and SIGINT unmount; a busy mount goes on, and says so.
@@ -303,6 +353,13 @@ fn percent(text: &str) -> Result<f64, String> {
     match text.strip_suffix('%').unwrap_or(text).trim().parse() {
         Ok(n) if (1.0..=100.0).contains(&n) => Ok(n),
         _ => Err("a share from 1% to 100%".into()),
+    }
+}
+
+fn shared_ttl(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds @ 0.0..=3600.0) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("a number of seconds from 0 to 3600".into()),
     }
 }
 

@@ -185,15 +185,37 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     retention(out, &s.retention)?;
     direct(out, &s.direct)?;
     writeln!(out, "  log          {}", s.log)?;
+    if let Some(job) = &s.job {
+        writeln!(out, "  job          {}", super::job::line(job))?;
+    }
+    backings(out, s)?;
+    for rule in &s.rules {
+        let placement = rule.placement.as_deref().map(|p| format!("  placement {p}")).unwrap_or_default();
+        let quota = rule
+            .quota
+            .map(|limit| format!("  quota {}, {} used", bytes(limit), bytes(rule.used.unwrap_or_default())));
+        writeln!(out, "  directory /{}{placement}{}", rule.path.display(), quota.unwrap_or_default())?;
+    }
+    for problem in s.index.problems.iter().take(5) {
+        writeln!(out, "  not shown: {problem}")?;
+    }
+    if let Some(panics) = s.ops.get("panics").filter(|n| **n > 0) {
+        writeln!(out, "  {panics} requests failed by a fault in kvfs (panics); see the log and report them")?;
+    }
+    Ok(())
+}
+
+/// The backings, one a line.
+pub(super) fn backings(out: &mut impl Write, s: &Status) -> io::Result<()> {
     writeln!(
         out,
-        "  {:<4} {:<6} {:>12} {:>10} {:>10} {:>10}  {:<8} backing",
+        "  {:<4} {:<9} {:>12} {:>10} {:>10} {:>10}  {:<8} backing",
         "slot", "state", "files", "size", "used", "free", "fs"
     )?;
     for b in &s.backings {
         writeln!(
             out,
-            "  {:<4} {:<6} {:>12} {:>10} {:>10} {:>10}  {:<8} {}",
+            "  {:<4} {:<9} {:>12} {:>10} {:>10} {:>10}  {:<8} {}{}",
             b.slot,
             b.state,
             b.files,
@@ -201,14 +223,9 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
             bytes(b.bytes_used),
             bytes(b.bytes_free),
             b.fs,
-            b.path.display()
+            b.path.display(),
+            if b.shared { "  (shared)" } else { "" }
         )?;
-    }
-    for problem in s.index.problems.iter().take(5) {
-        writeln!(out, "  not shown: {problem}")?;
-    }
-    if let Some(panics) = s.ops.get("panics").filter(|n| **n > 0) {
-        writeln!(out, "  {panics} requests failed by a fault in kvfs (panics); see the log and report them")?;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{About, Question, Status};
+use super::{About, Jobs, Question, Status};
 use crate::backing::Backing;
 use crate::direct::Direct;
 use crate::fs::Fs;
@@ -17,6 +17,8 @@ pub struct Daemon {
     pub fs: Arc<Fs>,
     /// The ioctl fast path.
     pub direct: Arc<Direct>,
+    /// Work on the backings.
+    pub jobs: Arc<Jobs>,
     /// What else there is to tell.
     pub about: About,
 }
@@ -25,7 +27,12 @@ impl Daemon {
     /// The answer to a question, or a sentence that says why there is none.
     pub fn answer(&self, question: Question) -> Result<serde_json::Value, String> {
         let answer = match question {
-            Question::Status => serde_json::to_value(Status::of(&self.fs, &self.direct, &self.about)),
+            Question::Status => {
+                let job = self.jobs.status();
+                serde_json::to_value(Status { job, ..Status::of(&self.fs, &self.direct, &self.about) })
+            }
+            Question::Job => serde_json::to_value(self.jobs.status()),
+            Question::Order(order) => return self.jobs.order(order),
             Question::Evict { dry_run, bytes, backing } => {
                 serde_json::to_value(self.evict(dry_run, bytes, backing.as_deref())?)
             }

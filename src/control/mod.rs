@@ -5,6 +5,7 @@
 //! answer, each one line of JSON.
 
 mod daemon;
+mod jobs;
 mod server;
 mod status;
 
@@ -17,8 +18,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use daemon::Daemon;
+pub use jobs::{Context, JobKind, JobState, JobStatus, Jobs, Order, Removal};
 pub use server::Server;
-pub use status::{About, BackingStatus, IndexStatus, PassthroughStatus, Status};
+pub use status::{About, BackingStatus, IndexStatus, PassthroughStatus, RuleStatus, Status};
 
 /// A question or an order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,6 +37,10 @@ pub enum Question {
         /// One backing alone, by slot or path.
         backing: Option<String>,
     },
+    /// How far is the work on the backings? Answered by the running [`JobStatus`], the last one, or null.
+    Job,
+    /// Do this to the set of backings.
+    Order(Order),
 }
 
 /// What comes back: what was asked for, or a sentence that says why not.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::JobStatus;
 use crate::backing::{Backing, Passthrough, State};
 use crate::direct::{Direct, DirectStatus};
 use crate::fs::Fs;
@@ -38,10 +39,16 @@ pub struct Status {
     pub backings: Vec<BackingStatus>,
     /// The index.
     pub index: IndexStatus,
+    /// Directories with a placement policy or a quota of their own.
+    #[serde(default)]
+    pub rules: Vec<RuleStatus>,
     /// Files open now.
     pub open_files: u64,
     /// How much may stay, and what went.
     pub retention: RetentionStatus,
+    /// Work on the backings: what is under way, or what was last.
+    #[serde(default)]
+    pub job: Option<JobStatus>,
     /// The ioctl fast path.
     pub direct: DirectStatus,
     /// Requests so far, by operation, and `panics`.
@@ -71,6 +78,9 @@ pub struct BackingStatus {
     /// `rw`, or what the operator has set (`ro`, `no-create`, `draining`); `full` when new files go
     /// elsewhere; `failed` when it can't be asked.
     pub state: String,
+    /// Whether others change it too.
+    #[serde(default)]
+    pub shared: bool,
     /// Names of files on it.
     pub files: u64,
     /// Size of its file system in bytes.
@@ -83,6 +93,30 @@ pub struct BackingStatus {
     pub min_free: u64,
     /// Whether the kernel moves its data.
     pub passthrough: PassthroughStatus,
+}
+
+/// The rules of a directory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RuleStatus {
+    /// The directory, below the mount point.
+    pub path: PathBuf,
+    /// The policy that places files there.
+    pub placement: Option<String>,
+    /// What its files may take together, in bytes.
+    pub quota: Option<u64>,
+    /// What they take, where there is a quota.
+    pub used: Option<u64>,
+}
+
+impl From<crate::fs::DirRule> for RuleStatus {
+    fn from(rule: crate::fs::DirRule) -> RuleStatus {
+        RuleStatus {
+            path: path_of(&rule.path).to_owned(),
+            placement: rule.placement.map(str::to_owned),
+            quota: rule.quota.map(|(limit, _)| limit),
+            used: rule.quota.map(|(_, used)| used),
+        }
+    }
 }
 
 /// The index.
@@ -147,8 +181,10 @@ impl Status {
                 problems: report.problems.iter().map(problem).collect(),
                 scan_ms: report.elapsed.as_millis() as u64,
             },
+            rules: fs.rules().into_iter().map(RuleStatus::from).collect(),
             open_files: fs.handles_open() as u64,
             retention: fs.retention.status(fs),
+            job: None,
             direct: direct.status(),
             ops: fs.counters.all().map(|(name, n)| (name.to_owned(), n)).collect(),
         }
@@ -192,6 +228,7 @@ fn backing(backing: &Backing, files: u64) -> BackingStatus {
         path: backing.path.clone(),
         fs: backing.fs_type.clone(),
         state: state.into(),
+        shared: backing.shared,
         files,
         bytes_total: room.total,
         bytes_used: room.total.saturating_sub(room.free),

@@ -27,13 +27,15 @@ mod transfer;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
+use crate::backing::Backing;
 use crate::fs::{Caller, Fs};
-use crate::index::NodeId;
+use crate::index::{MAX_BACKINGS, NodeId, Slot};
 use buffer::{Buffers, Quota};
 use deadline::Deadlines;
 use decode::{Command, decode};
@@ -116,7 +118,7 @@ pub struct Direct {
     /// `kvfs_query.session`.
     session: u64,
     /// By slot.
-    numa_nodes: Vec<i32>,
+    numa_nodes: Vec<AtomicI32>,
 }
 
 /// A call on its way through this room.
@@ -183,7 +185,7 @@ impl Direct {
             sent,
             counts: Arc::default(),
             session: buffer::random()?,
-            numa_nodes: fs.backings().iter().map(|b| query::numa_node(b.device)).collect(),
+            numa_nodes: numa_nodes(&fs),
             options,
             fs,
         }))
@@ -268,6 +270,26 @@ impl Direct {
         Ok(prefix)
     }
 
+    /// A backing is about to join.
+    pub fn backing_joins(&self, backing: &Backing) {
+        if let Some(node) = self.numa_nodes.get(backing.slot.index()) {
+            node.store(query::numa_node(backing.device), Relaxed);
+        }
+        if let Ok(host) = &self.host
+            && let Err(e) = host.enter(backing.slot)
+        {
+            tracing::warn!("backing {}: no transfers of the fast path: {e}", backing.path.display());
+        }
+        if self.options.enabled {
+            self.gpus.enter(backing.slot, backing.path.clone());
+        }
+    }
+
+    /// A backing has left.
+    pub fn backing_left(&self, slot: Slot) {
+        self.gpus.leave(slot);
+    }
+
     /// The mount has ended.
     pub fn shutdown(&self) {
         self.gpus.shutdown();
@@ -298,4 +320,13 @@ impl Direct {
             gpu: self.gpus.status(),
         }
     }
+}
+
+/// The NUMA nodes of the backings' drives, by slot, with room for those that join.
+fn numa_nodes(fs: &Fs) -> Vec<AtomicI32> {
+    let nodes: Vec<_> = (0..MAX_BACKINGS).map(|_| AtomicI32::new(-1)).collect();
+    for backing in fs.backings().iter() {
+        nodes[backing.slot.index()].store(query::numa_node(backing.device), Relaxed);
+    }
+    nodes
 }

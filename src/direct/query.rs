@@ -1,5 +1,7 @@
 //! QUERY: what the mount can do, and how it sees the caller and the file.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use rustix::io::Errno;
 
 use super::abi::{self, Path, Query, Why, feature};
@@ -75,7 +77,7 @@ impl Direct {
         }
         let (path, why) = self.gpus.path(slot);
         (answer.path_gpu, answer.gpu_reason) = (path as u32, why.code());
-        answer.numa_node = self.numa_nodes.get(slot.index()).copied().unwrap_or(-1);
+        answer.numa_node = self.numa_nodes.get(slot.index()).map_or(-1, |node| node.load(Relaxed));
     }
 
     fn features(&self) -> u64 {

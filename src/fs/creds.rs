@@ -22,6 +22,13 @@ pub struct Caller {
     pub tid: u32,
 }
 
+impl Caller {
+    /// Whether this is who may say how much others get: root, or the daemon's own user.
+    pub(super) fn is_operator(&self) -> bool {
+        self.uid == 0 || self.uid == ME.0
+    }
+}
+
 /// Prepares the process. To be called before any thread is started: they inherit it.
 pub fn prepare_process() {
     rustix::process::umask(rustix::fs::Mode::empty());

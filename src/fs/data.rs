@@ -36,6 +36,25 @@ impl Fs {
         }
     }
 
+    /// Writes what was changed through a mapping: it belongs where it is, whatever way the file is open.
+    pub fn write_back(&self, fh: u64, offset: u64, data: &[u8], done: WriteDone) {
+        let handle = match self.open.handle(fh) {
+            Ok(handle) if handle.appends => handle,
+            _ => return self.write(fh, offset, data, done),
+        };
+        let written = handle.node.writable().map_err(|e| e.errno().into()).and_then(|fd| {
+            let mut done = 0;
+            while done < data.len() {
+                match rustix::io::pwrite(fd, &data[done..], offset + done as u64)? {
+                    0 => return Err(Errno::IO.into()),
+                    n => done += n,
+                }
+            }
+            Ok(done)
+        });
+        done(written);
+    }
+
     fn io_file(&self, fh: u64) -> Result<std::sync::Arc<crate::io::IoFile>> {
         self.open.handle(fh)?.io.clone().ok_or_else(|| Errno::IO.into())
     }
@@ -67,7 +86,9 @@ impl Fs {
         let handle = self.open.handle(fh)?;
         let flags = FallocateFlags::from_bits_retain(mode as u32);
         rustix::fs::fallocate(handle.node.writable()?, flags, offset, length)
-            .map_err(Error::on(handle.node.slot))
+            .map_err(Error::on(handle.node.slot))?;
+        self.count_size(&handle.node);
+        Ok(())
     }
 
     /// The next data or hole at or after `offset`.
@@ -87,13 +108,15 @@ impl Fs {
         let (mut read_at, mut write_at) = (from.1, to.1);
         // fuse_write_out counts in 32 bits.
         let length = length.min(1 << 30) as usize;
-        rustix::fs::copy_file_range(
+        let copied = rustix::fs::copy_file_range(
             source.node.writable()?,
             Some(&mut read_at),
             target.node.writable()?,
             Some(&mut write_at),
             length,
         )
-        .map_err(Error::on(target.node.slot))
+        .map_err(Error::on(target.node.slot))?;
+        self.count_size(&target.node);
+        Ok(copied)
     }
 }

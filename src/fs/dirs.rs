@@ -106,6 +106,11 @@ impl Dirs {
         }
     }
 
+    /// The directory on the backing, if it's open already. Never the root.
+    pub(super) fn peek(&self, slot: Slot, dir: DirId) -> Option<DirFd> {
+        self.open.lock().peek(&(slot, dir)).cloned()
+    }
+
     /// To be held while names of directories change on these backings.
     pub(super) fn changing(&self, slots: SlotSet) -> Changing<'_> {
         Changing { _trees: slots.iter().map(|slot| self.trees[slot.index()].names.write()).collect() }

@@ -37,9 +37,16 @@ impl Error {
         self.slot
     }
 
+    /// Whether it's for want of room, which may come.
+    pub fn is_full(self) -> bool {
+        matches!(self.errno, Errno::NOSPC | Errno::DQUOT)
+    }
+
     /// How loudly to log it: a fault of a drive or of ours is a warning, everything else is an answer.
     pub fn level(self) -> Level {
         match self.errno {
+            // Without a backing that said so it's ours: the operator has made it read-only.
+            Errno::ROFS if self.slot.is_none() => Level::DEBUG,
             Errno::IO
             | Errno::NXIO
             | Errno::NODEV
@@ -81,6 +88,7 @@ impl From<AddError> for Error {
         match e {
             AddError::Full => Errno::NOSPC.into(),
             AddError::DirGone => Errno::NOENT.into(),
+            AddError::NotAMember => Errno::STALE.into(),
         }
     }
 }

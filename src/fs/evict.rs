@@ -18,11 +18,11 @@ use rustix::io::Errno;
 
 use super::attr::stat_fd;
 use super::ghost::Evicted;
-use super::tell::Gone;
+use super::lease::{self, Users};
+use super::rules::taken;
 use super::{Changed, DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::List;
-use crate::index::{DirId, EntryId, FileRef, Index, Node, PackedIno, Slot, What};
-use crate::io::{self, Users};
+use crate::index::{DirId, FileRef, Index, Node, Slot, What};
 use crate::retention::{CREATOR_XATTR, Creators, Outcome, Record, Seen, Store, Victim, Writers, pair};
 
 /// How long a create may wait for room.
@@ -49,7 +49,7 @@ impl Store for Fs {
         let record = super::xattr::get_path(&proc_path(&fd), CREATOR_XATTR.as_bytes()).ok();
         let changed = time(&stat.stx_mtime);
         Some(Seen {
-            bytes: taken(&stat),
+            bytes: taken(&stat, self.is_shared(file.slot)),
             links: stat.stx_nlink,
             used: changed.max(time(&stat.stx_atime)),
             changed,
@@ -100,16 +100,18 @@ impl Fs {
         self.is_idle(victim)?;
         let (fd, stat) =
             open_to_evict(&parent, name, |stat| self.is_file(stat, file)).map_err(Error::on(file.slot))?;
-        if stat.stx_nlink > 1 || for_room && taken(&stat) == 0 {
+        let bytes = taken(&stat, self.is_shared(file.slot));
+        if stat.stx_nlink > 1 || for_room && bytes == 0 {
             return Err(Errno::MLINK.into());
         }
         // What is kept for a next open counts as a use.
         self.open.forget_idle(file.node());
         let fd = Arc::new(fd);
-        let users = io::users(&fd);
-        if matches!(users, Users::Some) {
-            return Err(Errno::BUSY.into());
-        }
+        let lease = match lease::users(&fd) {
+            Users::None(lease) => Some(lease),
+            Users::Some => return Err(Errno::BUSY.into()),
+            Users::Unknown => None,
+        };
         let shadows = self.index.read().shadows(entry);
         self.remove_copies(dir, name, shadows)?;
         rustix::fs::unlinkat(&parent, name, AtFlags::empty()).map_err(Error::on(file.slot))?;
@@ -128,9 +130,9 @@ impl Fs {
         };
         self.decisions.lock().pop(&file.node());
         if !is_known {
-            return Ok(taken(&stat));
+            return Ok(bytes);
         }
-        if matches!(users, Users::None(_)) && !self.retention.options.keeps_content && is_nameless(&fd) {
+        if lease.is_some() && !self.retention.options.keeps_content && is_nameless(&fd) {
             // A create that waits for the room may keep an older kernel from forgetting the file.
             let _ = rustix::fs::ftruncate(&fd, 0);
         }
@@ -138,8 +140,8 @@ impl Fs {
         if let Some(changed) = self.data_changed.get() {
             changed(Changed { node: file.node(), pages: None, end: None });
         }
-        self.teller.gone(Gone { parent: NodeId::dir(dir), name: name.clone(), node: file.node() });
-        Ok(taken(&stat))
+        self.tell_gone(dir, name, file.node());
+        Ok(bytes)
     }
 
     /// EBUSY if a file is in use, or was used since it was chosen; ESTALE if it's another one by now.
@@ -235,39 +237,27 @@ impl Fs {
     /// Whether a new file that finds no room may find it soon: some may be made, or is kept free for files
     /// that are being written.
     pub fn room_may_come(&self) -> bool {
-        self.retention.evicts() || self.backings().iter().any(|b| b.space.promised() > 0)
+        self.retention.has_patience()
+            && (self.retention.evicts() || self.backings().iter().any(|b| b.space.promised() > 0))
     }
 
-    /// Makes what found no room, when there may be some: ENOSPC if there won't be within some seconds.
-    pub fn when_there_is_room<T>(&self, make: impl Fn() -> Result<T>) -> Result<T> {
+    /// Makes what found no room in a directory, when there may be some: ENOSPC or EDQUOT if there won't be within
+    /// some seconds.
+    pub fn when_there_is_room<T>(&self, parent: NodeId, make: impl Fn() -> Result<T>) -> Result<T> {
+        let is_admitted = || match parent.node() {
+            Some(Node::Dir(dir)) => self.admit(dir).is_ok(),
+            _ => true,
+        };
+        let has_room = || self.has_room() && is_admitted();
         let until = Instant::now() + PATIENCE;
         let is_kept_free = || self.backings().iter().any(|b| b.space.promised() > 0);
         loop {
-            let found = self.retention.wait_for_room(until, || self.has_room(), is_kept_free);
+            let found = self.retention.wait_for_room(until, has_room, is_kept_free);
             match make() {
                 // Others who waited were faster.
-                Err(e) if found && e.errno() == Errno::NOSPC && Instant::now() < until => {}
+                Err(e) if found && e.is_full() && Instant::now() < until => {}
                 made => return made,
             }
-        }
-    }
-
-    /// Says what a file takes, where that is counted.
-    pub(super) fn count_size(&self, entry: EntryId, slot: Slot, stat: &Statx) {
-        let index = self.index.read();
-        if index.is_counting() {
-            index.set_size(entry, taken(stat));
-            if let Ok(backing) = self.backing(slot) {
-                backing.space.set_used(index.bytes_on(slot));
-            }
-        }
-    }
-
-    /// The same of a node that the kernel knows.
-    pub(super) fn count_node(&self, slot: Slot, ino: PackedIno, stat: &Statx) {
-        let entry = self.index.read().known(slot, ino);
-        if let Some(entry) = entry {
-            self.count_size(entry, slot, stat);
         }
     }
 }
@@ -316,15 +306,25 @@ impl Held {
         self.count.load(Relaxed) >= self.most
     }
 
+    /// A backing goes: nothing of it is kept.
+    pub(super) fn leave(&self, slot: Slot) {
+        let here: Vec<NodeId> = self.files.lock().keys().copied().filter(|node| is_on(*node, slot)).collect();
+        here.into_iter().for_each(|node| self.forget(node));
+        self.close(slot);
+    }
+
     /// Closes what was forgotten on a backing.
     fn close(&self, slot: Slot) {
-        let is_here = |node: NodeId| matches!(node.node(), Some(Node::File(at, _)) if at == slot);
         let mut forgotten = self.forgotten.lock();
-        let (close, keep) = forgotten.drain(..).partition::<Vec<_>, _>(|(node, _)| is_here(*node));
+        let (close, keep) = forgotten.drain(..).partition::<Vec<_>, _>(|(node, _)| is_on(*node, slot));
         *forgotten = keep;
         drop(forgotten);
         drop(close);
     }
+}
+
+fn is_on(node: NodeId, slot: Slot) -> bool {
+    matches!(node.node(), Some(Node::File(at, _)) if at == slot)
 }
 
 /// Opens the file of this name with `O_PATH`, if it's the right one.
@@ -357,11 +357,6 @@ fn open_to_evict(
 
 fn is_nameless(fd: &OwnedFd) -> bool {
     stat_fd(fd).is_ok_and(|stat| stat.stx_nlink == 0)
-}
-
-/// What a file takes, in bytes: its blocks, but not what the file system keeps ready behind its end.
-fn taken(stat: &Statx) -> u64 {
-    (stat.stx_blocks * 512).min(stat.stx_size.next_multiple_of(4096))
 }
 
 fn time(t: &rustix::fs::StatxTimestamp) -> SystemTime {

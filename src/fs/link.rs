@@ -16,14 +16,20 @@ impl Fs {
         let newdir = self.dir_of(newparent)?;
         check_new_name(newname)?;
         let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::PERM.into()) };
+        self.settle(newdir);
+        self.changeable(slot)?;
         let linked =
             self.by_name(slot, ino, |dir, name, file| self.link_from((dir, name), file, (newdir, newname)));
-        linked.map_err(|e| if e.errno() == Errno::STALE { Errno::NOENT.into() } else { e })
+        // One that was moved is looked up again and found; one without a name can't be linked.
+        let is_gone = |e: &super::Error| e.errno() == Errno::STALE && !self.open.was_moved(node);
+        linked.map_err(|e| if is_gone(&e) { Errno::NOENT.into() } else { e })
     }
 
     /// Links one name of the file to a new one. ENOENT when the name isn't the file's any more.
     fn link_from(&self, from: (DirId, &[u8]), file: FileRef, to: (DirId, &[u8])) -> Result<Entry> {
         let slot = file.slot;
+        self.settle(from.0);
+        self.may_link(from.0, to.0)?;
         let target = self.ensure_dir(slot, to.0)?;
         let _lock = self.locks.lock_two(from, to);
         {
@@ -37,6 +43,10 @@ impl Fs {
             }
         }
         let source = self.dir_fd(slot, from.0)?;
+        if self.is_shared(slot) {
+            // Somebody else may have put another file there.
+            self.stat_entry(from.0, from.1, file)?;
+        }
         rustix::fs::linkat(&source, from.1, &target, to.1, AtFlags::empty()).map_err(Error::on(slot))?;
         let mut index = self.index.write();
         let file = FileRef { reason: Reason::SameAsSource.code(), ..file };

@@ -9,6 +9,7 @@
 //! (probing, making directories on another backing) apart from clients'.
 
 use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
 
 use hashbrown::HashSet;
 use parking_lot::{Condvar, Mutex};
@@ -45,6 +46,20 @@ impl NameLocks {
         let key = self.key(dir, name);
         self.acquire(key);
         Locked { locks: self, keys: [Some(key), None] }
+    }
+
+    /// The same, unless somebody still changes the name after so long.
+    pub(super) fn lock_for(&self, dir: DirId, name: &[u8], patience: Duration) -> Option<Locked<'_>> {
+        let key = self.key(dir, name);
+        let shard = &self.shards[key as usize % SHARDS];
+        let deadline = Instant::now() + patience;
+        let mut held = shard.held.lock();
+        while !held.insert(key) {
+            if shard.freed.wait_until(&mut held, deadline).timed_out() {
+                return None;
+            }
+        }
+        Some(Locked { locks: self, keys: [Some(key), None] })
     }
 
     /// Locks two names.

@@ -1,7 +1,8 @@
 //! Finding a name: in the index, else on the backings; and the attributes of what was found.
 //!
 //! What always holds: a name that is in the index and no longer on its backing is dropped from the index, and
-//! looked for again; a miss is an answer only after every backing was asked (unless the mount is exclusive).
+//! looked for again; a miss is an answer only after every backing was asked (where the mount is exclusive, every
+//! shared one).
 
 use std::os::fd::AsFd;
 
@@ -12,13 +13,14 @@ use super::attr::{Attr, is_mount_root, stat_at, stat_fd};
 use super::{DirFd, Entry, Error, Fs, Result, check_name, is_reserved};
 use crate::backing::open_dir_below;
 use crate::index::{
-    DirId, EntryId, FileRef, Kind, Node, NodeId, PackedIno, Slot, SlotSet, What, merge_subtree, read_subtree,
+    DirId, EntryId, FileRef, Kind, Node, NodeId, PackedIno, Slot, SlotSet, Subtree, What, merge_subtree,
+    read_subtree,
 };
 use crate::placement::Reason;
 
 /// How often a name may turn out to be something else before that's an error. Each time a change of it was
 /// under way, and has ended.
-const TRIES: usize = 16;
+pub(super) const TRIES: usize = 16;
 
 impl Fs {
     /// Looks a name up for a thread, and makes the kernel know its node. What was evicted may be found as a
@@ -35,7 +37,7 @@ impl Fs {
 
     /// Whether the kernel may remember that a name is absent.
     pub fn is_final(&self, parent: NodeId, name: &[u8]) -> bool {
-        self.exclusive && !matches!(parent.node(), Some(Node::Dir(dir)) if self.ghosts.has(dir, name))
+        self.keeps_misses() && !matches!(parent.node(), Some(Node::Dir(dir)) if self.ghosts.has(dir, name))
     }
 
     /// Whether a node is an evicted file's ghost, of which a thread wants more than to remove its name.
@@ -60,12 +62,22 @@ impl Fs {
                     Err(e) if e.errno() == Errno::STALE => self.drop_stale(dir, name, file),
                     Err(e) => return Err(e),
                 },
-                Some((_, What::Dir(id))) => return self.stat_dir(id),
-                None if self.exclusive => return Err(Errno::NOENT.into()),
+                // Else it's gone, and the name may be something else's.
+                Some((_, What::Dir(id))) => {
+                    if !self.others_change() || self.verify_dir(id) {
+                        return self.stat_dir(id);
+                    }
+                }
+                None if self.others_change() && self.index.read().slots(dir).is_none() => {
+                    return Err(Errno::STALE.into());
+                }
+                None if self.keeps_misses() => return Err(Errno::NOENT.into()),
                 None => {
                     self.probe(dir, name)?;
                     // The kernel may have a listing of the directory without the name.
-                    if let Some(invalidate) = self.invalidate.get() {
+                    if !self.others_change()
+                        && let Some(invalidate) = self.invalidate.get()
+                    {
                         invalidate(parent);
                     }
                 }
@@ -79,6 +91,7 @@ impl Fs {
         if let Some(Node::File(slot, ino)) = node.node() {
             self.index.write().forget(slot, ino);
             self.open.forget_removed(node);
+            self.open.forget_moved(node);
         }
     }
 
@@ -134,6 +147,10 @@ impl Fs {
             return Err(Errno::STALE.into());
         }
         let index = self.index.read();
+        if !index.find_known(slot, ino) && self.open.was_moved(NodeId::file(slot, ino)) {
+            // Without a pass over the whole index: it's asked for until the kernel has heard.
+            return Err(Errno::STALE.into());
+        }
         let entry = index.find_node(slot, ino).ok_or(Errno::STALE)?;
         let (dir, name) = index.place(entry);
         match index.what(entry) {
@@ -145,13 +162,19 @@ impl Fs {
     /// Attributes of the file that the index has under this name. ESTALE when the backing has none, or
     /// another one.
     pub(super) fn stat_entry(&self, dir: DirId, name: &[u8], file: FileRef) -> Result<(Attr, DirFd)> {
+        let (stat, fd) = self.statx_entry(dir, name, file)?;
+        Ok((Attr::new(file.node(), &stat), fd))
+    }
+
+    /// The same as the backing tells it.
+    pub(super) fn statx_entry(&self, dir: DirId, name: &[u8], file: FileRef) -> Result<(Statx, DirFd)> {
         let gone = |e: Errno| if e == Errno::NOENT { Errno::STALE } else { e };
         let fd = self.dir_fd(file.slot, dir).map_err(|e| Error::on(file.slot)(gone(e.errno())))?;
         let stat = stat_at(&fd, name).map_err(|e| Error::on(file.slot)(gone(e)))?;
         if !self.is_file(&stat, file) {
             return Err(Errno::STALE.into());
         }
-        Ok((Attr::new(file.node(), &stat), fd))
+        Ok((stat, fd))
     }
 
     /// Whether the backing's file is the one that the index means.
@@ -193,8 +216,8 @@ impl Fs {
         merged.map(|attr| Attr { nlink: 2 + subdirs, generation: 0, ..attr }).ok_or(failed)
     }
 
-    /// Attributes of a file that the kernel is about to know. Whoever takes it away from under its name, on
-    /// disk and in the index, does it before, or knows that the kernel knows it.
+    /// Attributes of a file that the kernel is about to know. ESTALE where it isn't the name's file any more.
+    /// Whoever takes it away from under its name does it before, or knows that the kernel knows it.
     pub(super) fn stat_to_remember(
         &self,
         entry: EntryId,
@@ -215,20 +238,33 @@ impl Fs {
         file: FileRef,
         _using: &super::still::Using<'_>,
     ) -> Result<Attr> {
-        let (attr, _) = self.stat_entry(dir, name, file)?;
-        self.remember(entry, file);
-        Ok(attr)
+        let (stat, _) = self.statx_entry(dir, name, file)?;
+        if !self.remember(entry, file) {
+            return Err(Errno::STALE.into());
+        }
+        self.count_found(entry, file, &stat);
+        Ok(Attr::new(file.node(), &stat))
     }
 
-    /// Lets the index find the entry's node quickly from now on.
-    pub(super) fn remember(&self, entry: EntryId, file: FileRef) {
-        if !self.index.read().is_remembered(entry) {
-            let mut index = self.index.write();
+    /// Lets the index find the entry's node quickly from now on. False if it isn't this file's any more: then
+    /// the kernel must not be told of it, for it would never hear that it has gone.
+    pub(super) fn remember(&self, entry: EntryId, file: FileRef) -> bool {
+        {
+            let index = self.index.read();
             // It may have gone meanwhile, and its number be another's.
-            if index.live(entry) == Some(What::File(file)) {
-                index.remember(entry);
+            if index.live(entry) != Some(What::File(file)) {
+                return false;
+            }
+            if index.is_remembered(entry) {
+                return true;
             }
         }
+        let mut index = self.index.write();
+        let is_there = index.live(entry) == Some(What::File(file));
+        if is_there {
+            index.remember(entry);
+        }
+        is_there
     }
 
     /// Takes a name out of the index that its backing doesn't have any more.
@@ -236,11 +272,20 @@ impl Fs {
         let _lock = self.locks.lock(dir, name);
         // Under the lock no operation of ours is half done: what is missing now is really gone.
         if self.stat_entry(dir, name, file).is_err_and(|e| e.errno() == Errno::STALE) {
+            // Somebody else may have put another in its place: in listings that's the same entry.
+            let now = self.successor(dir, name, file);
             let mut index = self.index.write();
             if let Some((entry, What::File(there))) = index.find(dir, name)
                 && there == file
             {
-                index.remove(entry);
+                match now {
+                    Some(now) => {
+                        let shadows = index.shadows(entry);
+                        index.retarget(entry, now);
+                        index.set_shadows(entry, shadows.without(now.slot));
+                    }
+                    None => index.remove(entry),
+                }
                 drop(index);
                 self.open.forget_idle(file.node());
             }
@@ -252,11 +297,12 @@ impl Fs {
         if is_reserved(name) {
             return Err(Errno::NOENT.into());
         }
+        self.refresh(dir, name)?;
         for _ in 0..TRIES {
             if let Some((_, what)) = self.index.read().find(dir, name) {
                 return Ok(what);
             }
-            if self.exclusive {
+            if self.keeps_misses() {
                 return Err(Errno::NOENT.into());
             }
             self.probe(dir, name)?;
@@ -266,7 +312,7 @@ impl Fs {
 
     /// Asks every backing for a name that the index doesn't have, and takes what is found into the index.
     /// ENOENT when there is nothing.
-    fn probe(&self, dir: DirId, name: &[u8]) -> Result<()> {
+    pub(super) fn probe(&self, dir: DirId, name: &[u8]) -> Result<()> {
         let _lock = self.locks.lock(dir, name);
         if self.index.read().find(dir, name).is_some() {
             return Ok(());
@@ -274,6 +320,7 @@ impl Fs {
         let found: Vec<(Slot, DirFd, Statx)> = self
             .backings()
             .iter()
+            .filter(|backing| backing.shared || !self.exclusive)
             .filter_map(|backing| {
                 let fd = self.probe_dir(backing.slot, dir)?;
                 let stat = stat_at(&fd, name).ok()?;
@@ -301,6 +348,9 @@ impl Fs {
         };
         if let Ok(entry) = index.add_file(dir, name, file)? {
             index.used_at(entry, self.retention.now());
+            if index.is_counting() && stat.stx_nlink == 1 {
+                index.set_size(entry, super::rules::taken(stat, self.is_shared(*slot)));
+            }
             let others = found.iter().map(|(slot, ..)| *slot).collect::<SlotSet>();
             index.set_shadows(entry, others.without(*slot));
         }
@@ -308,7 +358,7 @@ impl Fs {
     }
 
     /// The directory on a backing, also where the index doesn't know yet that the backing has it.
-    fn probe_dir(&self, slot: Slot, dir: DirId) -> Option<DirFd> {
+    pub(super) fn probe_dir(&self, slot: Slot, dir: DirId) -> Option<DirFd> {
         let (known, path) = {
             let index = self.index.read();
             let known = index.slots(dir)?.has(slot);
@@ -324,7 +374,7 @@ impl Fs {
 
     /// A backing turned out to have a known directory: from now on it's part of the merged one, as are those
     /// above it. `None` if it was moved meanwhile.
-    fn join_dir(&self, slot: Slot, dir: DirId) -> Option<()> {
+    pub(super) fn join_dir(&self, slot: Slot, dir: DirId) -> Option<()> {
         let (parent, name) = {
             let index = self.index.read();
             if index.slots(dir)?.has(slot) {
@@ -347,12 +397,12 @@ impl Fs {
         Some(())
     }
 
-    /// Takes a directory with all that is below it into the index.
-    fn adopt_dir(&self, dir: DirId, name: &[u8], slot: Slot, parent: &DirFd) -> Result<()> {
+    /// Takes a directory with all that is below it into the index; of a shared backing without: what is in it is
+    /// read when it's listed, and asked for when it's looked up.
+    pub(super) fn adopt_dir(&self, dir: DirId, name: &[u8], slot: Slot, parent: &DirFd) -> Result<()> {
         let Ok(root) = open_dir_below(parent.as_fd(), name) else { return Ok(()) };
-        let source =
-            crate::index::Source { slot, root: root.as_fd(), is_reserved, reason: Reason::Probed.code() };
-        let subtree = read_subtree(&source);
+        let source = super::source_at(slot, root.as_fd(), Reason::Probed);
+        let subtree = if self.is_shared(slot) { Subtree::default() } else { read_subtree(&source) };
         let mut index = self.index.write();
         let id = match index.add_dir(dir, name, SlotSet::one(slot))? {
             Ok(new) => new,
@@ -365,14 +415,14 @@ impl Fs {
                 What::File(_) => return Ok(()),
             },
         };
-        let (_, duplicates) = merge_subtree(&mut index, id, &source, subtree)?;
+        let joined = merge_subtree(&mut index, id, &source, subtree)?;
         drop(index);
-        duplicates.into_iter().for_each(|(entry, file)| self.prefer_newer(entry, file));
+        joined.taken.into_iter().for_each(|(entry, file)| self.prefer_newer(entry, file));
         Ok(())
     }
 
     /// Lets a copy that appeared be the file if it's newer, and no client knows the one that is.
-    fn prefer_newer(&self, entry: EntryId, copy: FileRef) {
+    pub(super) fn prefer_newer(&self, entry: EntryId, copy: FileRef) {
         let place = {
             let index = self.index.read();
             match index.live(entry) {
@@ -389,7 +439,10 @@ impl Fs {
             && new > old
         {
             let mut index = self.index.write();
-            if index.live(entry) == Some(What::File(file)) && !index.is_remembered(entry) {
+            if index.live(entry) == Some(What::File(file))
+                && !index.is_remembered(entry)
+                && index.members().has(copy.slot)
+            {
                 let shadows = index.shadows(entry);
                 index.retarget(entry, copy);
                 index.set_shadows(entry, shadows.without(copy.slot).with(file.slot));

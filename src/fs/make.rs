@@ -40,6 +40,7 @@ impl Fs {
             self.opened_to_write(caller.tid, existing.node, flags);
             return Ok((existing, opened));
         }
+        self.admit(dir)?;
         let path = self.index.read().path_of(dir, name);
         let creator = self.retention.creator_of(caller.tid, &path);
         let make = |place: &Place| {
@@ -79,10 +80,11 @@ impl Fs {
             if let Some(decision) = place.decision {
                 self.decisions.lock().put(file.node(), decision);
             }
-            Ok((file, Attr::new(file.node(), &stat), fd))
+            // Under the name's lock: nobody may take it for a file that isn't open.
+            Ok((Attr::new(file.node(), &stat), self.enter_created(file, fd, self.promise_in(dir))))
         });
         match made {
-            Ok((file, attr, fd)) => Ok((attr, self.open_created(file, fd, flags)?)),
+            Ok((attr, open)) => Ok((attr, self.finish_open_created(open, flags)?)),
             // Somebody made it behind the mount's back, on the very backing.
             Err(e) if e.errno() == Errno::EXIST && flags & libc::O_EXCL == 0 => {
                 let existing = self.lookup(parent, name)?;
@@ -204,8 +206,9 @@ impl Fs {
     ) -> Result<T> {
         let asker = Asker { tid: caller.tid, uid: caller.uid, gid: caller.gid };
         let path = self.index.read().path_of(dir, name);
+        let policy = self.policy_in(dir);
         let choose = |candidates: &[_]| {
-            let decision = self.policy().choose(&asker, &Target { path: &path }, candidates)?;
+            let decision = policy.choose(&asker, &Target { path: &path }, candidates)?;
             Some((Slot(decision.slot), Some(decision)))
         };
         self.make_by(choose, dir, name, make, commit)
@@ -221,6 +224,7 @@ impl Fs {
         make: impl Fn(&Place) -> std::result::Result<M, Errno>,
         commit: impl FnOnce(&Place, M) -> Result<T>,
     ) -> Result<T> {
+        self.still_there(dir)?;
         let mut candidates = self.candidates();
         let mut failed = Error::from(Errno::NOSPC);
         while let Some((slot, decision)) = choose(&candidates) {
@@ -267,6 +271,8 @@ impl Fs {
                     result => return result,
                 }
             }
+            // What somebody else has removed or moved isn't to come back.
+            self.still_there(dir)?;
             let above = self.ensure_dir(slot, parent)?;
             // A rename or removal of the directory takes this lock too.
             let _lock = self.locks.lock(parent, &name);

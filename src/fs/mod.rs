@@ -7,24 +7,32 @@
 //!   says was true on disk at some moment of the operation, whatever failed in between.
 
 mod attr;
+mod copy;
 mod creds;
 mod data;
 mod dirs;
 mod error;
 mod evict;
+mod fault;
 mod gate;
 mod ghost;
+mod lease;
 mod link;
 mod locks;
 mod lookup;
 mod make;
+mod members;
+mod moving;
 mod open;
 mod pin;
 mod prefix;
 mod readdir;
+mod relocate;
 mod remove;
 mod rename;
+mod rules;
 mod setattr;
+mod shared;
 mod socket;
 mod stats;
 mod still;
@@ -32,7 +40,7 @@ mod tell;
 mod xattr;
 
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -41,12 +49,13 @@ use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
 use crate::backing::{Backing, Backings, List, is_reserved};
-use crate::index::{self, DirId, Index, Node, NodeId, Progress, Report, Slot};
+use crate::index::{self, DirId, Index, Node, NodeId, Progress, Report, Slot, SlotSet};
 use crate::io::{BackingRegistry, Engine};
 use crate::placement::{self, Candidate, Decision, Policies, Policy, Reason};
 use crate::retention::{Retention, RetentionOptions};
 
 pub use attr::{Attr, Time};
+pub(crate) use copy::Buffer;
 pub(crate) use creds::may_open;
 pub use creds::{Caller, prepare_process};
 pub use data::Whence;
@@ -55,15 +64,17 @@ pub use open::{Data, Opened};
 pub(crate) use pin::{Passage, Pinned};
 pub(crate) use prefix::Found;
 pub use readdir::{DirEntry, DirEntryPlus};
+pub(crate) use relocate::{Item, NotMoved};
 pub use rename::RenameMode;
+pub use rules::DirRule;
 pub use setattr::{SetAttr, SetTime};
 pub(crate) use socket::SOCKET_NAME;
 pub use stats::{Counters, IndexCounts, Op, StatFs};
-pub use tell::Gone;
 
 use dirs::{DirFd, Dirs};
 use ghost::Ghosts;
 use locks::NameLocks;
+use moving::Moving;
 use open::OpenTable;
 use still::Stillness;
 use tell::Teller;
@@ -72,6 +83,8 @@ use tell::Teller;
 pub struct Options {
     /// Nobody else changes the backings: a name that the index doesn't have is absent.
     pub exclusive: bool,
+    /// How long the kernel may keep what others may change.
+    pub shared_ttl: Duration,
     /// Where new files go.
     pub policies: Policies,
     /// How much may stay.
@@ -82,8 +95,8 @@ pub struct Options {
     pub idle_files: NonZeroUsize,
 }
 
-/// How long the kernel may keep what it was told: all changes of a mount go through it.
-pub const TTL: Duration = Duration::from_secs(24 * 3600);
+/// How long the kernel may keep what it was told of a backing that's the mount's alone: all changes go through it.
+pub(crate) const TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// Placement decisions kept for `kvfs locate`.
 const REMEMBERED_DECISIONS: usize = 16384;
@@ -113,19 +126,22 @@ pub struct Fs {
     still: Stillness,
     open: OpenTable,
     policies: Policies,
+    rules: rules::Rules,
     exclusive: bool,
+    shared_ttl: Duration,
     engine: Arc<dyn Engine>,
     registry: OnceLock<Arc<BackingRegistry>>,
     decisions: Mutex<LruCache<NodeId, Decision>>,
     removed_dirs: Mutex<LruCache<DirId, Attr>>,
     scan: Report,
-    invalidate: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
+    invalidate: tell::Invalidate,
+    tell: Teller,
+    moving: Moving,
     data_changed: OnceLock<DataChanged>,
     socket: socket::Socket,
     /// How much may stay.
     pub retention: Arc<Retention>,
     ghosts: Ghosts,
-    teller: Teller,
     /// What was done and how often.
     pub counters: Counters,
 }
@@ -143,6 +159,7 @@ impl Fs {
         if options.retention.total.is_some() || backings.iter().any(|b| b.space.capacity.is_some()) {
             index.start_counting();
         }
+        let invalidate = tell::Invalidate::default();
         let keep = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
         Ok(Fs {
             dirs: Dirs::new(&backings, options.open_dirs)?,
@@ -151,19 +168,22 @@ impl Fs {
             locks: NameLocks::new(),
             still: Stillness::new(),
             open: OpenTable::new(options.idle_files),
+            retention: Retention::new(options.retention, options.policies.processes().clone()),
             policies: options.policies,
+            rules: rules::Rules::new(),
             exclusive: options.exclusive,
+            shared_ttl: options.shared_ttl,
             engine,
             registry: OnceLock::new(),
             decisions: Mutex::new(LruCache::new(keep(REMEMBERED_DECISIONS))),
             removed_dirs: Mutex::new(LruCache::new(keep(4096))),
             scan,
-            invalidate: OnceLock::new(),
+            tell: Teller::new(invalidate.clone()),
+            invalidate,
+            moving: Moving::default(),
             data_changed: OnceLock::new(),
             socket: socket::Socket::default(),
-            retention: Retention::new(options.retention),
             ghosts: Ghosts::new(),
-            teller: Teller::default(),
             counters: Counters::default(),
         })
     }
@@ -183,11 +203,6 @@ impl Fs {
         let _ = self.data_changed.set(Box::new(changed));
     }
 
-    /// Who tells the kernel that a name has gone without its doing.
-    pub fn set_teller(&self, tell: impl Fn(Gone) + Send + 'static) -> std::io::Result<()> {
-        self.teller.start(tell)
-    }
-
     /// The backings, by slot.
     pub fn backings(&self) -> List {
         self.backings.list()
@@ -201,6 +216,17 @@ impl Fs {
     /// The engine for data that isn't passed through.
     pub fn engine(&self) -> &dyn Engine {
         &*self.engine
+    }
+
+    /// EROFS where the operator has made the backing read-only. Of one that was removed there's nothing to
+    /// keep from changing: files that are open go on.
+    fn changeable(&self, slot: Slot) -> Result<()> {
+        let takes = self.backings.get(slot).is_none_or(|backing| backing.state().takes_changes());
+        if takes { Ok(()) } else { Err(Errno::ROFS.into()) }
+    }
+
+    fn all_changeable(&self, slots: SlotSet) -> Result<()> {
+        slots.iter().try_for_each(|slot| self.changeable(slot))
     }
 
     /// The placement policy.
@@ -256,11 +282,12 @@ impl Fs {
     }
 
     /// Why the file is where it is, for people.
-    pub(crate) fn placement_of(&self, node: NodeId, reason: u8, path: &[u8]) -> String {
+    pub(crate) fn placement_of(&self, node: NodeId, reason: u8, dir: DirId, path: &[u8]) -> String {
+        let policy = self.policy_in(dir);
         if let Some(decision) = self.decisions.lock().peek(&node) {
-            return format!("{}: {}", self.policy().name(), decision.detail);
+            return format!("{}: {}", policy.name(), decision.detail);
         }
-        let rule = self.policy().explain(&placement::Target { path }, &self.candidates());
+        let rule = policy.explain(&placement::Target { path }, &self.candidates());
         match Reason::from_code(reason) {
             Some(reason) => format!("{reason} ({rule})"),
             None => rule,
@@ -269,12 +296,12 @@ impl Fs {
 }
 
 fn source(backing: &Backing) -> index::Source<'_> {
-    index::Source {
-        slot: backing.slot,
-        root: backing.root(),
-        is_reserved,
-        reason: Reason::FoundAtScan.code(),
-    }
+    source_at(backing.slot, backing.root(), Reason::FoundAtScan)
+}
+
+/// A directory of a backing, to be read.
+fn source_at(slot: Slot, root: BorrowedFd<'_>, reason: Reason) -> index::Source<'_> {
+    index::Source { slot, root, is_reserved, is_leftover: relocate::is_temporary, reason: reason.code() }
 }
 
 /// A name that a client may look up: the kernel sends no others, but a test or a fault may.

@@ -20,6 +20,7 @@ use slab::Slab;
 
 use super::attr::stat_fd;
 use super::gate::Gate;
+use super::rules::QuotaPromise;
 use super::{DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::{Passthrough, Promise};
 use crate::index::{FileRef, Kind, Node, Slot};
@@ -41,8 +42,8 @@ pub(super) struct OpenNode {
     pub(super) direct: OnceLock<Option<OwnedFd>>,
     /// A number of its own, never used again.
     pub(super) serial: u64,
-    /// Room that it's expected to need, until its creator has closed it.
-    promise: Mutex<Option<Promise>>,
+    /// Room that it's expected to need, on its backing and in quotas, until its creator has closed it.
+    promise: Mutex<Option<(Promise, Vec<QuotaPromise>)>>,
     /// Keeps its truncations apart from transfers of the ioctl path.
     pub(super) gate: Arc<Gate>,
     /// How its data moves, decided at the first open. The lock is held while the kernel is told.
@@ -62,6 +63,8 @@ pub enum Data {
     Passthrough(u32),
     /// Requests come to the daemon.
     Daemon,
+    /// All of them do, and the kernel keeps nothing: others write the file too.
+    Uncached,
 }
 
 /// An open file as the kernel is told of it.
@@ -80,6 +83,8 @@ pub(super) struct Handle {
     pub(super) access: i32,
     /// Only where data comes to the daemon.
     pub(super) io: Option<Arc<IoFile>>,
+    /// Whether `io` puts everything at the end of the file.
+    pub(super) appends: bool,
 }
 
 /// Open inodes, each with the number of its opens.
@@ -93,6 +98,9 @@ pub(super) struct OpenTable {
     removed: Mutex<LruCache<NodeId, Arc<OpenNode>>>,
     /// The same of evicted ones, which are never opened again.
     pub(super) evicted: super::evict::Held,
+    /// Inodes of files that were moved, whose nodes the kernel hasn't forgotten yet: they can't be opened any
+    /// more, and their numbers can't become other files'.
+    moved: Mutex<LruCache<NodeId, OwnedFd>>,
     handles: RwLock<Slab<Arc<Handle>>>,
 }
 
@@ -103,6 +111,7 @@ impl OpenTable {
             idle: Mutex::new(LruCache::new(idle)),
             removed: Mutex::new(LruCache::new(idle)),
             evicted: super::evict::Held::new(idle),
+            moved: Mutex::new(LruCache::new(idle)),
             handles: RwLock::new(Slab::new()),
         }
     }
@@ -177,11 +186,6 @@ impl OpenTable {
         drop(dropped);
     }
 
-    /// Whether the inode is open.
-    pub(super) fn is_open(&self, node: NodeId) -> bool {
-        self.shard(node).lock().contains_key(&node)
-    }
-
     /// The file was removed: nothing is kept of it for a next open.
     pub(super) fn forget_idle(&self, node: NodeId) {
         let dropped = self.idle.lock().pop(&node);
@@ -191,6 +195,10 @@ impl OpenTable {
     /// The file was removed: it's held until the kernel forgets its node.
     fn hold_removed(&self, open: Arc<OpenNode>) {
         self.forget_idle(open.node);
+        // Of one that was moved it's held already, and mustn't be opened.
+        if self.was_moved(open.node) {
+            return;
+        }
         let dropped = self.removed.lock().push(open.node, open);
         drop(dropped);
     }
@@ -200,6 +208,49 @@ impl OpenTable {
         let dropped = self.removed.lock().pop(&node);
         drop(dropped);
         self.evicted.forget(node);
+    }
+
+    /// Whether the inode is open.
+    pub(super) fn is_open(&self, node: NodeId) -> bool {
+        self.shard(node).lock().contains_key(&node)
+    }
+
+    /// The file was moved: its old inode is held until the kernel forgets its node. What there's no room for
+    /// is returned, to be dropped under no lock.
+    #[must_use]
+    pub(super) fn hold_moved(&self, node: NodeId, old: OwnedFd) -> Option<OwnedFd> {
+        self.moved.lock().push(node, old).map(|(_, old)| old)
+    }
+
+    /// The kernel has forgotten the node.
+    pub(super) fn forget_moved(&self, node: NodeId) {
+        let dropped = self.moved.lock().pop(&node);
+        drop(dropped);
+    }
+
+    /// Whether the node was a file that has been moved.
+    pub(super) fn was_moved(&self, node: NodeId) -> bool {
+        self.moved.lock().contains(&node)
+    }
+
+    /// A backing goes: nothing of it is kept that isn't open.
+    pub(super) fn leave(&self, slot: Slot) {
+        fn take<T>(table: &Mutex<LruCache<NodeId, T>>, slot: Slot) -> Vec<T> {
+            let mut table = table.lock();
+            let on = |node: &NodeId| matches!(node.node(), Some(Node::File(at, _)) if at == slot);
+            let gone: Vec<NodeId> = table.iter().map(|(node, _)| *node).filter(on).collect();
+            gone.iter().filter_map(|node| table.pop(node)).collect()
+        }
+        // Dropped when no lock is held.
+        drop((take(&self.idle, slot), take(&self.removed, slot), take(&self.moved, slot)));
+        self.evicted.leave(slot);
+    }
+
+    /// How many opens there are of files on a backing, and how many of those may write.
+    pub(super) fn opens_on(&self, slot: Slot) -> (usize, usize) {
+        let handles = self.handles.read();
+        let on = || handles.iter().map(|(_, handle)| handle).filter(|handle| handle.node.slot == slot);
+        (on().count(), on().filter(|handle| handle.access != libc::O_RDONLY).count())
     }
 
     pub(super) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
@@ -243,6 +294,10 @@ impl Fs {
     pub fn open(&self, node: NodeId, flags: i32) -> Result<Opened> {
         let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::ISDIR.into()) };
         let using = self.still.using(node);
+        if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
+            self.changeable(slot)?;
+            self.moving.touch(node);
+        }
         let open = match self.open.take(node) {
             Some(open) => open,
             None => {
@@ -257,11 +312,20 @@ impl Fs {
         self.finish_open(open, flags)
     }
 
-    /// Opens the file that was just created, by its creator's descriptor.
-    pub(super) fn open_created(&self, file: FileRef, fd: OwnedFd, flags: i32) -> Result<Opened> {
+    /// The file that was just created is open, by its creator's descriptor.
+    pub(super) fn enter_created(
+        &self,
+        file: FileRef,
+        fd: OwnedFd,
+        quotas: Vec<QuotaPromise>,
+    ) -> Arc<OpenNode> {
         let new = OpenNode::new(file.node(), file.slot, fd, true);
-        *new.promise.lock() = self.backing(file.slot).ok().map(|backing| backing.space.promise());
-        let open = self.open.enter(new);
+        *new.promise.lock() = self.backing(file.slot).ok().map(|backing| (backing.space.promise(), quotas));
+        self.open.enter(new)
+    }
+
+    /// Opens the file that was just created and entered.
+    pub(super) fn finish_open_created(&self, open: Arc<OpenNode>, flags: i32) -> Result<Opened> {
         // A new file has nothing to cut off.
         self.finish_open(open, flags & !libc::O_TRUNC)
     }
@@ -270,7 +334,8 @@ impl Fs {
         let opened = self.prepare_open(&open, flags);
         match opened {
             Ok((data, io)) => {
-                let handle = Handle { node: open, access: flags & libc::O_ACCMODE, io };
+                let appends = flags & libc::O_APPEND != 0 && data == Data::Uncached;
+                let handle = Handle { node: open, access: flags & libc::O_ACCMODE, io, appends };
                 Ok(Opened { fh: self.open.add_handle(handle), data })
             }
             Err(e) => {
@@ -287,7 +352,7 @@ impl Fs {
         let data = self.data_of(open);
         let io = match data {
             Data::Passthrough(_) => None,
-            Data::Daemon => Some(Arc::new(self.open_io(open, flags)?)),
+            Data::Daemon | Data::Uncached => Some(Arc::new(self.open_io(open, flags)?)),
         };
         Ok((data, io))
     }
@@ -313,19 +378,24 @@ impl Fs {
         }
         match &*mode {
             DataMode::Passthrough(registered) => Data::Passthrough(registered.id()),
+            _ if self.is_shared(open.slot) => Data::Uncached,
             _ => Data::Daemon,
         }
     }
 
     /// The descriptor of one open whose data comes to the daemon.
     fn open_io(&self, open: &OpenNode, flags: i32) -> Result<IoFile> {
-        // Not O_APPEND: the kernel sends the offset. Writers may be asked to read too: a page that is
+        // Not O_APPEND: the kernel sends the offset. Where others write too it doesn't know the end. Writers may be asked to read too: a page that is
         // mapped and written in part is read first.
         let access = match flags & libc::O_ACCMODE {
             libc::O_RDONLY => OFlags::RDONLY,
             _ => OFlags::RDWR,
         };
-        let kept = libc::O_DIRECT | libc::O_SYNC | libc::O_DSYNC | libc::O_NOATIME;
+        let appends = flags & libc::O_APPEND != 0 && self.is_shared(open.slot);
+        let kept = libc::O_SYNC
+            | libc::O_DSYNC
+            | libc::O_NOATIME
+            | if appends { libc::O_APPEND } else { libc::O_DIRECT };
         if open.fd_is_writable && flags & kept == 0 {
             // The creator's own, which its mode (0444, say) doesn't keep from writing.
             return Ok(IoFile::new(open.fd.try_clone()?, None));
@@ -341,7 +411,7 @@ impl Fs {
             e => Err(e),
         });
         let fd = opened.map_err(Error::on(open.slot))?;
-        let direct = flags & libc::O_DIRECT != 0;
+        let direct = flags & kept & libc::O_DIRECT != 0;
         let align = if direct { Some(self.backing(open.slot)?.dio_align) } else { None };
         Ok(IoFile::new(fd, align))
     }
@@ -362,6 +432,11 @@ impl Fs {
         if let Some(open) = self.open.find(file.node()) {
             return Some(open);
         }
+        // NFS renames a file that is open instead of removing it (nfs_sillyrename in fs/nfs/unlink.c), and others
+        // may remove it without our holding it.
+        if self.is_shared(file.slot) {
+            return None;
+        }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(dir, name, flags, Mode::empty()).ok()?;
         let stat = stat_fd(&fd).ok()?;
@@ -370,6 +445,9 @@ impl Fs {
 
     /// The file has lost a name.
     pub(super) fn after_removal(&self, file: FileRef, held: Option<Arc<OpenNode>>) {
+        if let Some(open) = &held {
+            self.count_by_other_name(open);
+        }
         match held {
             Some(open) => self.open.hold_removed(open),
             None => self.open.forget_idle(file.node()),
@@ -389,29 +467,46 @@ impl Fs {
     pub fn release(&self, fh: u64) {
         let Some(handle) = self.open.remove_handle(fh) else { return };
         let node = handle.node.clone();
+        let written = handle.access != libc::O_RDONLY;
         drop(handle);
-        self.keep_promise(&node);
         self.was_used(&node);
+        self.written(&node, written);
         self.unpin(node);
     }
 
+    /// A handle is done with; its file may have been written by it.
+    fn written(&self, open: &OpenNode, written: bool) {
+        let promise = open.promise.lock().take();
+        // Who asks for room sees the promise or the file, and not both.
+        let settling =
+            promise.as_ref().filter(|(_, quotas)| !quotas.is_empty()).map(|_| self.rules.settling());
+        if written {
+            self.count_size(open);
+        }
+        if let Some((promise, quotas)) = promise {
+            self.keep_promise(open, promise, quotas);
+        }
+        drop(settling);
+    }
+
     /// The creator of a file is done writing it.
-    fn keep_promise(&self, open: &OpenNode) {
-        let Some(promise) = open.promise.lock().take() else { return };
+    fn keep_promise(&self, open: &OpenNode, promise: Promise, quotas: Vec<QuotaPromise>) {
+        let size = stat_fd(&open.fd).ok().map(|stat| stat.stx_size);
         if let Ok(backing) = self.backing(open.slot) {
-            let size = stat_fd(&open.fd).ok().map(|stat| stat.stx_size);
             backing.space.written(promise, size);
             // Whether the next file finds room is found out while it's not waited for.
             if !backing.space.has_room(backing.root()) {
                 self.retention.kick();
             }
         }
+        quotas.into_iter().for_each(|(space, promise)| space.written(promise, size));
     }
 
     /// One open less of a file.
     pub(super) fn unpin(&self, node: Arc<OpenNode>) {
         // A file without a name is not kept.
-        let keep = self.has_name(node.node);
+        // Nor one that somebody else may remove: it would take its room until we close it.
+        let keep = !self.is_shared(node.slot) && self.has_name(node.node);
         let id = node.node;
         self.open.give_back(node, keep);
         // It may have been removed since it was looked for: then either this or the removal finds it.
@@ -430,15 +525,8 @@ impl Fs {
 
     /// A handle of the file was closed: that's a use of it.
     fn was_used(&self, open: &OpenNode) {
-        let Some(Node::File(slot, ino)) = open.node.node() else { return };
-        let index = self.index.read();
-        let entry = index.touch(slot, ino, self.retention.now());
-        let counting = index.is_counting();
-        drop(index);
-        if let (Some(entry), true) = (entry, counting)
-            && let Ok(stat) = stat_fd(&open.fd)
-        {
-            self.count_size(entry, slot, &stat);
+        if let Some(Node::File(slot, ino)) = open.node.node() {
+            self.index.read().touch(slot, ino, self.retention.now());
         }
     }
 

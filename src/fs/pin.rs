@@ -125,6 +125,7 @@ impl Pinned {
             let end = if is_kept { self.end(offset.saturating_add(len)) } else { None };
             changed(Changed { node: self.node(), pages: is_kept.then_some((offset, len)), end });
         }
+        self.fs.count_size(self.open());
     }
 
     /// The last byte of the file and its offset, if a write that ended at `written` may have put it there.

@@ -1,8 +1,9 @@
 //! Listing directories.
 //!
 //! What always holds: an entry that is there throughout is listed once, whatever changes meanwhile; a cookie
-//! is good for as long as the mount lives. What a listing says was in the index, not asked of the disk; the
-//! attributes that go with it are asked of the disk.
+//! is good for as long as the mount lives. What a listing says was in the index, not asked of the disk (but for
+//! shared backings, which are read again where a listing begins); the attributes that go with it are asked of
+//! the disk.
 
 use rustix::io::Errno;
 
@@ -50,6 +51,9 @@ impl Fs {
         mut add: impl FnMut(DirEntry<'_>) -> bool,
     ) -> Result<()> {
         let dir = self.dir_of(node)?;
+        if offset == 0 && self.others_change() {
+            self.reconcile(dir);
+        }
         let index = self.index.read();
         let parent = NodeId::dir(index.parent(dir));
         for (at, (name, node)) in [(&b"."[..], node), (b"..", parent)].into_iter().enumerate() {
@@ -111,13 +115,21 @@ impl Fs {
     }
 
     fn attr_of_listed(&self, dir: DirId, name: &[u8]) -> Result<Attr> {
-        let (entry, what) = self.index.read().find(dir, name).ok_or(Errno::NOENT)?;
-        match what {
-            What::Dir(id) => self.stat_dir(id),
-            // A file that is being evicted or moved, perhaps by a drive that hangs, keeps no listing waiting.
-            What::File(file) => {
-                let using = self.still.try_using(file.node()).ok_or(Errno::AGAIN)?;
-                self.stat_and_remember(entry, dir, name, file, &using)
+        let mut last = None;
+        loop {
+            let found = self.index.read().find(dir, name).ok_or(Errno::NOENT)?;
+            let stat = match found {
+                (_, What::Dir(id)) => return self.stat_dir(id),
+                // A file that is being evicted or moved, perhaps by a drive that hangs, keeps no listing waiting.
+                (entry, What::File(file)) => {
+                    let using = self.still.try_using(file.node()).ok_or(Errno::AGAIN)?;
+                    self.stat_and_remember(entry, dir, name, file, &using)
+                }
+            };
+            match stat {
+                // Moved or replaced meanwhile: once more. The same as before has gone behind the mount's back.
+                Err(e) if e.errno() == Errno::STALE && last != Some(found) => last = Some(found),
+                result => return result,
             }
         }
     }

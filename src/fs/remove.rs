@@ -42,6 +42,7 @@ impl Fs {
     pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<()> {
         let dir = self.dir_of(parent)?;
         check_name(name)?;
+        self.refresh(dir, name)?;
         let _lock = self.locks.lock(dir, name);
         let (found, shadows) = {
             let index = self.index.read();
@@ -51,7 +52,8 @@ impl Fs {
             (found, index.shadows(found.0))
         };
         let (entry, What::File(file)) = found else { return Err(Errno::ISDIR.into()) };
-        self.remove_copies(dir, name, shadows)?;
+        self.all_changeable(shadows.with(file.slot))?;
+        self.remove_copies(dir, name, shadows.union(self.others_copies(dir, file.slot)))?;
         let fd = self.dir_fd(file.slot, dir)?;
         let held = self.before_removal(&fd, name, file);
         match rustix::fs::unlinkat(&fd, name, AtFlags::empty()) {
@@ -76,6 +78,8 @@ impl Fs {
         if is_reserved(name) {
             return Err(Errno::NOENT.into());
         }
+        self.refresh(dir, name)?;
+        self.refresh_below(dir, name);
         let _lock = self.locks.lock(dir, name);
         let (entry, id, slots) = {
             let index = self.index.read();
@@ -87,21 +91,30 @@ impl Fs {
             }
             (entry, id, index.slots(id).unwrap_or_default())
         };
+        self.all_changeable(slots)?;
         let last = self.stat_dir(id).ok();
-        self.remove_dir_on(dir, name, id, slots)?;
+        let removed = self.remove_dir_on(dir, name, id, slots)?;
         self.index.write().remove(entry);
         self.dir_is_gone(id, slots, last);
-        Ok(())
+        // Somebody else was faster, on every backing.
+        if removed { Ok(()) } else { Err(Errno::NOENT.into()) }
     }
 
     /// Removes the directory on these backings; what succeeded before an error is no longer part of the
-    /// merged directory.
-    pub(super) fn remove_dir_on(&self, parent: DirId, name: &[u8], id: DirId, slots: SlotSet) -> Result<()> {
+    /// merged directory. Whether any backing had it.
+    pub(super) fn remove_dir_on(
+        &self,
+        parent: DirId,
+        name: &[u8],
+        id: DirId,
+        slots: SlotSet,
+    ) -> Result<bool> {
+        let mut any = false;
         for slot in slots.iter() {
             let removed =
                 self.dir_fd(slot, parent).and_then(|fd| remove_dir(&fd, name).map_err(Error::on(slot)));
             match removed {
-                Ok(()) => {}
+                Ok(()) => any = true,
                 Err(e) if e.errno() == Errno::NOENT => {}
                 Err(e) => return Err(e),
             }
@@ -113,12 +126,13 @@ impl Fs {
             drop(index);
             self.dirs.forget(id, SlotSet::one(slot));
         }
-        Ok(())
+        Ok(any)
     }
 
     /// Whoever is still in the directory, or has it open, can ask for its attributes.
     pub(super) fn dir_is_gone(&self, id: DirId, slots: SlotSet, last: Option<Attr>) {
         self.dirs.forget(id, slots);
+        self.forget_rules(id);
         if let Some(last) = last {
             self.removed_dirs.lock().put(id, last.unlinked());
         }
@@ -138,7 +152,8 @@ impl Fs {
             .dir_fd(slot, dir)
             .and_then(|fd| rustix::fs::unlinkat(&fd, name, AtFlags::empty()).map_err(Error::on(slot)));
         match removed {
-            Err(e) if e.errno() != Errno::NOENT => Err(e),
+            // A directory there is no copy, but somebody else's.
+            Err(e) if !matches!(e.errno(), Errno::NOENT | Errno::ISDIR) => Err(e),
             _ => Ok(()),
         }
     }

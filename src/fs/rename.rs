@@ -8,6 +8,7 @@
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
+use super::attr::stat_at;
 use super::{Attr, DirFd, Error, Fs, NodeId, Result, check_name, check_new_name};
 use crate::backing::is_reserved;
 use crate::index::{DirId, EntryId, FileRef, Slot, SlotSet, What};
@@ -45,7 +46,15 @@ struct Names<'a> {
 impl Names<'_> {
     fn rename(&self, slot: Slot, flags: RenameFlags) -> Result<()> {
         let (from, to) = self.dirs(slot)?;
-        rustix::fs::renameat_with(from, self.from.1, to, self.to.1, flags).map_err(Error::on(slot))
+        match rustix::fs::renameat_with(from, self.from.1, to, self.to.1, flags) {
+            // NFS and CephFS know no flags (nfs_rename in fs/nfs/dir.c, ceph_rename in fs/ceph/dir.c).
+            Err(Errno::INVAL) if flags == RenameFlags::NOREPLACE => match stat_at(to, self.to.1) {
+                Ok(_) => Err(Errno::EXIST),
+                Err(_) => rustix::fs::renameat(from, self.from.1, to, self.to.1),
+            },
+            result => result,
+        }
+        .map_err(Error::on(slot))
     }
 
     fn rename_back(&self, slot: Slot) -> Result<()> {
@@ -77,9 +86,20 @@ impl Fs {
         if is_reserved(name) {
             return Err(Errno::NOENT.into());
         }
+        self.settle_both(from.0, to.0);
+        self.refresh(from.0, from.1)?;
+        self.refresh(to.0, to.1)?;
+        self.refresh_below(to.0, to.1);
         loop {
             // The directories have to be there and open before the names are locked; then look again.
             let (source, target) = self.sides(from, to)?;
+            match (mode, &target) {
+                (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST.into()),
+                (RenameMode::Exchange, None) => return Err(Errno::NOENT.into()),
+                _ if from == to => return Ok(()),
+                _ if self.is_read_only(source, target) => return Err(Errno::ROFS.into()),
+                _ => {}
+            }
             let back = match (mode, &target) {
                 (RenameMode::Exchange, Some(target)) => target.slots,
                 _ => SlotSet::EMPTY,
@@ -95,14 +115,14 @@ impl Fs {
             if self.sides(from, to)? != (source, target) {
                 continue;
             }
+            let exchange = mode == RenameMode::Exchange;
+            let replaced = target.map(|side| (side.entry, side.what));
+            self.may_move(from.0, to.0, (source.entry, source.what), replaced, exchange)?;
             self.ghosts.take(to.0, to.1);
             return match (mode, target) {
-                (RenameMode::NoReplace, Some(_)) => Err(Errno::EXIST.into()),
-                (RenameMode::Exchange, None) => Err(Errno::NOENT.into()),
                 (RenameMode::Exchange, Some(target)) => self.exchange(&names, source, target),
-                _ if from == to => Ok(()),
                 _ => match source.what {
-                    What::File(file) => self.rename_file(&names, source, file, target),
+                    What::File(file) => self.rename_file(&names, source, file, target, mode),
                     What::Dir(dir) => self.rename_dir(&names, source, dir, target),
                 },
             };
@@ -123,12 +143,19 @@ impl Fs {
         Ok((side(from).ok_or(Errno::NOENT)?, side(to)))
     }
 
+    /// Whether something of it is on a backing that takes no changes.
+    fn is_read_only(&self, source: Side, target: Option<Side>) -> bool {
+        let all = |side: Side| side.slots.union(side.shadows);
+        self.all_changeable(target.map_or(all(source), |t| all(source).union(all(t)))).is_err()
+    }
+
     fn rename_file(
         &self,
         names: &Names<'_>,
         source: Side,
         file: FileRef,
         target: Option<Side>,
+        mode: RenameMode,
     ) -> Result<()> {
         let (from, to) = (names.from, names.to);
         let replaced = match target.map(|t| (t, t.what)) {
@@ -143,7 +170,12 @@ impl Fs {
             let dir = self.dir_fd(other.slot, to.0).ok()?;
             self.before_removal(&dir, to.1, other)
         });
-        names.rename(file.slot, RenameFlags::empty())?;
+        // What others have just put there, the index doesn't know.
+        let flags = match mode {
+            RenameMode::NoReplace => RenameFlags::NOREPLACE,
+            _ => RenameFlags::empty(),
+        };
+        names.rename(file.slot, flags)?;
 
         // From here on the new name is the file. What stays behind of the old one is a shadow.
         let mut left = SlotSet::EMPTY;
@@ -219,6 +251,7 @@ impl Fs {
         index.set_slots(dir, done);
         drop(index);
         drop(changing);
+        self.rules.unsettle();
         if let Some((target, other, last)) = replaced {
             self.dir_is_gone(other, target.slots, last);
         }
@@ -274,13 +307,17 @@ impl Fs {
         index.exchange(source.entry, target.entry);
         index.set_shadows(source.entry, SlotSet::EMPTY);
         index.set_shadows(target.entry, SlotSet::EMPTY);
+        drop(index);
+        if has_dir {
+            self.rules.unsettle();
+        }
         Ok(())
     }
 }
 
 /// Whether the old name is on the backing.
 fn is_there(names: &Names<'_>, slot: Slot) -> bool {
-    names.dirs(slot).is_ok_and(|(from, _)| super::attr::stat_at(from, names.from.1).is_ok())
+    names.dirs(slot).is_ok_and(|(from, _)| stat_at(from, names.from.1).is_ok())
 }
 
 /// Two files on two backings: at every moment each name has a file on some backing.

@@ -51,6 +51,8 @@ impl Fs {
         match node.node() {
             Some(Node::File(slot, ino)) => {
                 let _using = self.still.using(node);
+                self.changeable(slot)?;
+                self.moving.touch(node);
                 let fd = self.node_fd(slot, ino)?;
                 match (&fd, set.size) {
                     (NodeFd::Open(open), Some(_)) => open.gate.truncating(|| apply(fd.fd(), set)),
@@ -59,7 +61,7 @@ impl Fs {
                 .map_err(Error::on(slot))?;
                 let stat = super::attr::stat_fd(fd.fd()).map_err(Error::on(slot))?;
                 if set.size.is_some() {
-                    self.count_node(slot, ino, &stat);
+                    self.count_truncated(slot, ino, &stat);
                 }
                 Ok(Attr::new(node, &stat))
             }
@@ -68,6 +70,7 @@ impl Fs {
                     return Err(Errno::ISDIR.into());
                 }
                 let slots = self.index.read().slots(dir).ok_or(Errno::STALE)?;
+                self.all_changeable(slots)?;
                 for slot in slots.iter() {
                     apply(&*self.dir_fd(slot, dir)?, set).map_err(Error::on(slot))?;
                 }

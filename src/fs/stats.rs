@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::Fs;
+use super::{Fs, NodeId};
 use crate::backing::Room;
 use crate::index::{MAX_BACKINGS, Slot};
 
@@ -27,8 +27,8 @@ pub struct StatFs {
 }
 
 impl Fs {
-    /// The sum of the backings.
-    pub fn statfs(&self) -> StatFs {
+    /// The sum of the backings; in a directory with a quota no more than that, as project quotas of XFS have it.
+    pub fn statfs(&self, node: NodeId) -> StatFs {
         let mut seen = Vec::new();
         let mut sum = Room::default();
         let backings = self.backings();
@@ -47,6 +47,12 @@ impl Fs {
         }
         let bsize = backings.iter().map(|b| b.dio_align).fold(4096, u32::max);
         let unit = u64::from(bsize);
+        if let Some((limit, used)) = self.quota_at(node) {
+            let left = limit.saturating_sub(used);
+            sum.total = sum.total.min(limit);
+            sum.free = sum.free.min(left);
+            sum.available = sum.available.min(left);
+        }
         StatFs {
             bsize,
             blocks: sum.total / unit,
@@ -107,7 +113,7 @@ ops! {
     Lookup "lookup", Forget "forget", Getattr "getattr", Setattr "setattr", Readlink "readlink",
     Mknod "mknod", Mkdir "mkdir", Unlink "unlink", Rmdir "rmdir", Symlink "symlink", Rename "rename",
     Link "link", Open "open", Create "create", Read "read", Write "write", Release "release",
-    Fsync "fsync", Fsyncdir "fsyncdir", Readdir "readdir", Readdirplus "readdirplus", Statfs "statfs",
+    Fsync "fsync", Fsyncdir "fsyncdir", Opendir "opendir", Readdir "readdir", Readdirplus "readdirplus", Statfs "statfs",
     Setxattr "setxattr", Getxattr "getxattr", Listxattr "listxattr", Removexattr "removexattr",
     Ioctl "ioctl", Fallocate "fallocate", Lseek "lseek", CopyFileRange "copy_file_range",
 }

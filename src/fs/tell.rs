@@ -1,52 +1,151 @@
-//! Telling the kernel that a name has gone without its doing: evicted, moved, or lost with its backing.
+//! Telling the kernel that names have gone, or stand for another file, without its doing.
 //!
-//! The kernel takes the lock of the directory for that, which a client may hold that waits for an answer of
-//! ours. What always holds: a thread of its own tells it, one that answers no requests and holds no locks;
-//! nobody waits for it.
+//! The kernel drops a name under the lock of its directory, which a client holds while it waits for the daemon
+//! to make a file there. So what always holds: only this thread tells it; it answers no requests and holds no
+//! lock of ours, and nobody who does either waits for it.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Sender, channel};
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
-use super::NodeId;
+use parking_lot::{Condvar, Mutex};
 
-/// A name that's gone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gone {
-    /// Its directory.
-    pub parent: NodeId,
-    /// It.
-    pub name: Vec<u8>,
-    /// What it stood for.
-    pub node: NodeId,
+use super::{Fs, NodeId};
+use crate::index::DirId;
+
+pub(super) type Invalidate = Arc<OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>>;
+
+type Gone<'a> = dyn Fn(NodeId, &[u8], Option<NodeId>) + 'a;
+
+/// Something for the kernel.
+enum Message {
+    Gone {
+        parent: NodeId,
+        name: Vec<u8>,
+        /// The file, if it's gone for good.
+        node: Option<NodeId>,
+        /// The inode that the kernel believes it is, kept until it has been told: so its number is no
+        /// other file's before.
+        _held: Option<OwnedFd>,
+    },
+    /// A directory's listing has changed.
+    Listing(NodeId),
 }
 
-/// Tells the kernel, as soon as it's known how.
-#[derive(Debug, Default)]
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Message>,
+    /// How many were ever put in, and how many of them the kernel has been told.
+    put: u64,
+    told: u64,
+    /// Somebody tells: without a mount nobody does.
+    is_served: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    more: Condvar,
+    told: Condvar,
+}
+
+/// The way to that thread.
 pub(super) struct Teller {
-    queue: OnceLock<Sender<Gone>>,
-    told: AtomicU64,
+    shared: Arc<Shared>,
+    invalidate: Invalidate,
 }
 
 impl Teller {
-    /// From now on it's told this way.
-    pub(super) fn start(&self, tell: impl Fn(Gone) + Send + 'static) -> std::io::Result<()> {
-        let (sender, receiver) = channel();
-        // It ends when the sender goes, with the filesystem.
-        std::thread::Builder::new().name("kvfs-notify".into()).spawn(move || {
-            for gone in receiver {
-                tell(gone);
+    pub(super) fn new(invalidate: Invalidate) -> Teller {
+        Teller { shared: Arc::default(), invalidate }
+    }
+
+    fn put(&self, message: Message) {
+        let mut queue = self.shared.queue.lock();
+        if queue.is_served {
+            queue.waiting.push(message);
+            queue.put += 1;
+            self.shared.more.notify_one();
+        }
+    }
+}
+
+impl Shared {
+    fn serve(&self, gone: &Gone<'_>, invalidate: &dyn Fn(NodeId)) -> ! {
+        loop {
+            let mut queue = self.queue.lock();
+            while queue.waiting.is_empty() {
+                self.more.wait(&mut queue);
             }
-        })?;
-        let _ = self.queue.set(sender);
+            let messages = std::mem::take(&mut queue.waiting);
+            drop(queue);
+            let count = messages.len() as u64;
+            let mut listings = HashSet::new();
+            for message in messages {
+                match message {
+                    Message::Gone { parent, name, node, .. } => {
+                        gone(parent, &name, node);
+                        listings.insert(parent);
+                    }
+                    Message::Listing(dir) => drop(listings.insert(dir)),
+                }
+            }
+            // Many names of one directory are one change of its listing.
+            listings.into_iter().for_each(invalidate);
+            self.queue.lock().told += count;
+            self.told.notify_all();
+        }
+    }
+}
+
+impl Fs {
+    /// Who tells the kernel that a name has gone: the directory, the name, and the file that it was, or `None`
+    /// if the name only has to be looked up again. Called on a thread of its own.
+    pub fn set_entry_gone(
+        &self,
+        gone: impl Fn(NodeId, &[u8], Option<NodeId>) + Send + 'static,
+    ) -> std::io::Result<()> {
+        let (shared, invalidate) = (self.tell.shared.clone(), self.tell.invalidate.clone());
+        let serve = move || {
+            shared.serve(&gone, &|node| {
+                if let Some(invalidate) = invalidate.get() {
+                    invalidate(node);
+                }
+            })
+        };
+        std::thread::Builder::new().name("kvfs-notify".into()).spawn(serve)?;
+        self.tell.shared.queue.lock().is_served = true;
         Ok(())
     }
 
-    /// Tells it. Before there's a mount, nobody has to be told.
-    pub(super) fn gone(&self, gone: Gone) {
-        if let Some(queue) = self.queue.get() {
-            self.told.fetch_add(1, Relaxed);
-            let _ = queue.send(gone);
-        }
+    /// A name has gone, and with it this file.
+    pub(crate) fn tell_gone(&self, parent: DirId, name: &[u8], node: NodeId) {
+        self.put_gone(parent, name, Some(node), None);
+    }
+
+    /// A name stands for another file, or for one at all: the kernel is to look it up again. `held` is kept
+    /// until it has been told.
+    pub(crate) fn tell_changed(&self, parent: DirId, name: &[u8], held: Option<OwnedFd>) {
+        self.put_gone(parent, name, None, held);
+    }
+
+    fn put_gone(&self, parent: DirId, name: &[u8], node: Option<NodeId>, held: Option<OwnedFd>) {
+        let (parent, name) = (NodeId::dir(parent), name.to_vec());
+        self.tell.put(Message::Gone { parent, name, node, _held: held });
+    }
+
+    /// A directory's listing or attributes have changed.
+    pub(crate) fn tell_listing(&self, dir: DirId) {
+        self.tell.put(Message::Listing(NodeId::dir(dir)));
+    }
+
+    /// Waits until the kernel has been told all that was put in before, but not for ever: a client may keep a
+    /// directory's lock as long as a drive hangs.
+    pub(crate) fn told(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut queue = self.tell.shared.queue.lock();
+        let until = queue.put;
+        while queue.told < until && !self.tell.shared.told.wait_until(&mut queue, deadline).timed_out() {}
     }
 }

@@ -1,16 +1,18 @@
 //! Extended attributes: the clients' own are the backing file's; `user.kvfs.*` are kvfs's answers.
 //!
 //! What always holds: `user.kvfs.*` can be read, not written, and is not listed (a copy of a file would
-//! otherwise fail on them). ACLs are refused: the mount's permission checks don't know them, and an ACL that
-//! is stored and not obeyed would be worse than none.
+//! otherwise fail on them). The rules of directories (`rules`) are the exception: they are stored, set and
+//! listed like clients' own. ACLs are refused: the mount's permission checks don't know them, and an ACL that is
+//! stored and not obeyed would be worse than none.
 
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
-use super::{Error, Fs, NodeId, Result, proc_path};
-use crate::index::{Node, Slot};
+use super::rules::is_rule;
+use super::{Caller, Error, Fs, NodeId, Result, proc_path};
+use crate::index::{DirId, Node, Slot};
 
 /// kvfs's own attributes.
 const OURS: &[u8] = b"user.kvfs.";
@@ -20,29 +22,45 @@ const MAX: usize = 65536;
 impl Fs {
     /// An attribute's value.
     pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
-        if let Some(name) = name.strip_prefix(OURS) {
-            return self.our_xattr(node, name);
+        if rule_of(node, name).is_none() {
+            if let Some(name) = name.strip_prefix(OURS) {
+                return self.our_xattr(node, name);
+            }
+            check(name)?;
         }
-        check(name)?;
-        self.with_path(node, |path| get_path(path, name))
+        self.with_path(node, false, |path| get_path(path, name))
     }
 
     /// The names of all attributes, each ended by a zero byte.
     pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
-        let names = self.with_path(node, list_path)?;
-        let shown = names.iter().filter(|name| !name.starts_with(OURS) && check(name).is_ok());
+        let names = self.with_path(node, false, list_path)?;
+        let ours = |name: &[u8]| name.starts_with(OURS) && rule_of(node, name).is_none();
+        let shown = names.iter().filter(|name| !ours(name) && check(name).is_ok());
         Ok(shown.flat_map(|name| name.iter().copied().chain([0])).collect())
     }
 
     /// Sets an attribute; `flags` as of setxattr(2).
-    pub fn setxattr(&self, node: NodeId, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
+    pub fn setxattr(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+    ) -> Result<()> {
+        if let Some(dir) = rule_of(node, name) {
+            return self.set_rule(caller, dir, name, Some(value), flags);
+        }
         check_ours(name)?;
         let flags = XattrFlags::from_bits_retain(flags as u32);
         self.on_each(node, |path| rustix::fs::setxattr(path, name, value, flags))
     }
 
     /// Removes an attribute.
-    pub fn removexattr(&self, node: NodeId, name: &[u8]) -> Result<()> {
+    pub fn removexattr(&self, caller: &Caller, node: NodeId, name: &[u8]) -> Result<()> {
+        if let Some(dir) = rule_of(node, name) {
+            return self.set_rule(caller, dir, name, None, 0);
+        }
         check_ours(name)?;
         self.on_each(node, |path| rustix::fs::removexattr(path, name))
     }
@@ -58,7 +76,7 @@ impl Fs {
                     b"backing" => Ok(backing.path.as_os_str().as_bytes().to_vec()),
                     b"slot" => Ok(slot.0.to_string().into_bytes()),
                     b"path" => Ok(join(backing.path.as_os_str().as_bytes(), &path)),
-                    b"placement" => Ok(self.placement_of(node, file.reason, &path).into_bytes()),
+                    b"placement" => Ok(self.placement_of(node, file.reason, dir, &path).into_bytes()),
                     _ => Err(Errno::NODATA.into()),
                 }
             }
@@ -72,10 +90,19 @@ impl Fs {
     }
 
     /// Does something with the node by a path; for a directory on its first backing.
-    fn with_path<T>(&self, node: NodeId, act: impl Fn(&str) -> std::result::Result<T, Errno>) -> Result<T> {
+    fn with_path<T>(
+        &self,
+        node: NodeId,
+        changes: bool,
+        act: impl Fn(&str) -> std::result::Result<T, Errno>,
+    ) -> Result<T> {
         let (slot, fd) = match node.node() {
             Some(Node::File(slot, ino)) => {
                 let _using = self.still.using(node);
+                if changes {
+                    self.changeable(slot)?;
+                    self.moving.touch(node);
+                }
                 let fd = self.node_fd(slot, ino)?;
                 return act(&proc_path(fd.fd())).map_err(Error::on(slot));
             }
@@ -86,16 +113,21 @@ impl Fs {
     }
 
     /// The same; for a directory on each of its backings.
-    fn on_each(&self, node: NodeId, act: impl Fn(&str) -> std::result::Result<(), Errno>) -> Result<()> {
-        let Some(Node::Dir(dir)) = node.node() else { return self.with_path(node, act) };
+    pub(super) fn on_each(
+        &self,
+        node: NodeId,
+        act: impl Fn(&str) -> std::result::Result<(), Errno>,
+    ) -> Result<()> {
+        let Some(Node::Dir(dir)) = node.node() else { return self.with_path(node, true, act) };
         let slots = self.index.read().slots(dir).ok_or(Errno::STALE)?;
+        self.all_changeable(slots)?;
         for slot in slots.iter() {
             act(&proc_path(&*self.dir_fd(slot, dir)?)).map_err(Error::on(slot))?;
         }
         Ok(())
     }
 
-    fn first_dir(&self, dir: crate::index::DirId) -> Result<(Slot, super::DirFd)> {
+    fn first_dir(&self, dir: DirId) -> Result<(Slot, super::DirFd)> {
         let slots = self.index.read().slots(dir).ok_or(Errno::STALE)?;
         let mut failed = Error::from(Errno::STALE);
         for slot in slots.iter() {
@@ -105,6 +137,14 @@ impl Fs {
             }
         }
         Err(failed)
+    }
+}
+
+/// The directory, if the attribute is a rule of one.
+fn rule_of(node: NodeId, name: &[u8]) -> Option<DirId> {
+    match node.node() {
+        Some(Node::Dir(dir)) if is_rule(name) => Some(dir),
+        _ => None,
     }
 }
 

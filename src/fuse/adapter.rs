@@ -22,7 +22,8 @@ use fuser::{
 use super::convert::{caller, errno, file_attr, file_type, generation, ino, node, set_time};
 use super::reply::{ABSENT, attr, empty, io_errno, ioctl, xattr};
 use crate::direct::{Direct, Reply, Target};
-use crate::fs::{self, Attr, Data, Fs, Op, RenameMode, SetAttr, TTL, Whence};
+use crate::fs::{self, Attr, Data, Fs, Op, RenameMode, SetAttr, Whence};
+use crate::index::NodeId;
 
 /// What a request carries at most: the kernel's own limit (fs.fuse.max_pages_limit, 256 pages).
 const MAX_WRITE: u32 = 1 << 20;
@@ -35,6 +36,14 @@ const MAX_BACKGROUND: u16 = 256;
 pub(super) struct Wanted {
     /// Passthrough, with backings stacked this deep (1: plain file systems; 2: on overlayfs).
     pub(super) passthrough: Option<u32>,
+}
+
+/// What the kernel is to do with an open file that isn't passed through.
+fn flags_of(data: Data) -> FopenFlags {
+    match data {
+        Data::Uncached => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_DIRECT_IO,
+        _ => FopenFlags::FOPEN_NOFLUSH,
+    }
 }
 
 /// fuser's view of a [`Fs`] and of its fast path.
@@ -78,13 +87,13 @@ impl Adapter {
     /// Makes something new and answers: at once, or when there is room for it.
     fn make<T, R: Send + 'static>(
         &self,
-        op: Op,
+        (op, dir): (Op, crate::index::NodeId),
         reply: R,
         make: impl Fn(&Fs) -> fs::Result<T> + Send + 'static,
         answer: impl FnOnce(&Adapter, R, Result<T, Errno>) + Send + 'static,
     ) {
         let made = self.run(op, |fs| match make(fs) {
-            Err(e) if e.errno().raw_os_error() == libc::ENOSPC && fs.room_may_come() => Ok(None),
+            Err(e) if e.is_full() && fs.room_may_come() => Ok(None),
             made => made.map(Some),
         });
         match made {
@@ -94,7 +103,7 @@ impl Adapter {
             Ok(None) => {
                 let adapter = self.clone();
                 let wait = move || {
-                    let made = adapter.run(op, |fs| fs.when_there_is_room(|| make(fs)));
+                    let made = adapter.run(op, |fs| fs.when_there_is_room(dir, || make(fs)));
                     answer(&adapter, reply, made);
                 };
                 if let Err(e) = std::thread::Builder::new().name("kvfs-room".into()).spawn(wait) {
@@ -109,13 +118,14 @@ impl Adapter {
         match created {
             Ok((attr, opened)) => {
                 let (fh, file, generation) = (FileHandle(opened.fh), file_attr(&attr), generation(&attr));
+                let ttl = self.fs.ttl(attr.node);
                 match opened.data {
                     Data::Passthrough(id) => {
                         self.fs.counters.count_passthrough();
                         // SAFETY: registered with this session, and open until the inode's last release.
                         let id = unsafe { reply.wrap_backing(id) };
                         reply.created_passthrough(
-                            &TTL,
+                            &ttl,
                             &file,
                             generation,
                             fh,
@@ -124,7 +134,7 @@ impl Adapter {
                         );
                         let _ = id.into_raw();
                     }
-                    Data::Daemon => reply.created(&TTL, &file, generation, fh, FopenFlags::FOPEN_NOFLUSH),
+                    other => reply.created(&ttl, &file, generation, fh, flags_of(other)),
                 }
             }
             Err(e) => reply.error(e),
@@ -133,10 +143,10 @@ impl Adapter {
 
     fn entry(&self, reply: ReplyEntry, entry: Result<Attr, Errno>) {
         match entry {
-            Ok(attr) => reply.entry(&TTL, &file_attr(&attr), generation(&attr)),
+            Ok(attr) => reply.entry(&self.fs.ttl(attr.node), &file_attr(&attr), generation(&attr)),
             // A node of 0 with a time to live is a miss that the kernel may remember.
-            Err(e) if e.code() == libc::ENOENT && self.fs.exclusive() => {
-                reply.entry(&TTL, &ABSENT, Generation(0));
+            Err(e) if e.code() == libc::ENOENT && self.fs.keeps_misses() => {
+                reply.entry(&self.fs.ttl(NodeId(0)), &ABSENT, Generation(0));
             }
             Err(e) => reply.error(e),
         }
@@ -194,7 +204,7 @@ impl Filesystem for Adapter {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        attr(reply, self.run(Op::Getattr, |fs| fs.getattr(node(ino))));
+        attr(reply, &self.fs, self.run(Op::Getattr, |fs| fs.getattr(node(ino))));
     }
 
     fn setattr(
@@ -223,14 +233,17 @@ impl Filesystem for Adapter {
         if self.fs.setattr_waits(node(ino), &set) {
             // A truncation, behind transfers that may take long: not on a thread that answers the kernel.
             let adapter = self.clone();
-            let wait = move || attr(reply, adapter.run(Op::Setattr, |fs| fs.setattr(node(ino), &set)));
+            let wait = move || {
+                let result = adapter.run(Op::Setattr, |fs| fs.setattr(node(ino), &set));
+                attr(reply, &adapter.fs, result);
+            };
             if let Err(e) = std::thread::Builder::new().name("kvfs-truncate".into()).spawn(wait) {
                 // The request was answered with EIO as it was dropped.
                 tracing::warn!("a truncation can't wait for its turn: {e}");
             }
             return;
         }
-        attr(reply, self.run(Op::Setattr, |fs| fs.setattr(node(ino), &set)));
+        attr(reply, &self.fs, self.run(Op::Setattr, |fs| fs.setattr(node(ino), &set)));
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -257,7 +270,12 @@ impl Filesystem for Adapter {
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
         let (caller, parent, name) = (caller(req), node(parent), name.as_bytes().to_vec());
-        self.make(Op::Mkdir, reply, move |fs| fs.mkdir(&caller, parent, &name, mode), Adapter::entry);
+        self.make(
+            (Op::Mkdir, parent),
+            reply,
+            move |fs| fs.mkdir(&caller, parent, &name, mode),
+            Adapter::entry,
+        );
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -321,7 +339,7 @@ impl Filesystem for Adapter {
                         reply.opened_passthrough(fh, FopenFlags::FOPEN_NOFLUSH, &id);
                         let _ = id.into_raw();
                     }
-                    Data::Daemon => reply.opened(fh, FopenFlags::FOPEN_NOFLUSH),
+                    other => reply.opened(fh, flags_of(other)),
                 }
             }
             Err(e) => reply.error(e),
@@ -340,7 +358,7 @@ impl Filesystem for Adapter {
     ) {
         let (caller, parent, name) = (caller(req), node(parent), name.as_bytes().to_vec());
         let create = move |fs: &Fs| fs.create(&caller, parent, &name, mode, flags);
-        self.make(Op::Create, reply, create, Adapter::created);
+        self.make((Op::Create, parent), reply, create, Adapter::created);
     }
 
     fn read(
@@ -368,7 +386,7 @@ impl Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
@@ -377,7 +395,13 @@ impl Filesystem for Adapter {
             Ok(written) => reply.written(written as u32),
             Err(e) => reply.error(io_errno(Op::Write, &e)),
         });
-        let _ = self.run_infallible(Op::Write, |fs| fs.write(fh.0, offset, data, done));
+        let _ = self.run_infallible(Op::Write, |fs| {
+            if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                fs.write_back(fh.0, offset, data, done);
+            } else {
+                fs.write(fh.0, offset, data, done);
+            }
+        });
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -408,9 +432,13 @@ impl Filesystem for Adapter {
         empty(reply, self.run(Op::Fsync, |fs| fs.fsync(fh.0, datasync)));
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // Listing needs no handle: the kernel needn't ask again.
-        reply.error(Errno::ENOSYS);
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.run(Op::Opendir, |fs| fs.opendir(node(ino))) {
+            Ok(true) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            // Listing needs no handle: the kernel needn't ask again.
+            Ok(false) => reply.error(Errno::ENOSYS),
+            Err(e) => reply.error(e),
+        }
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -436,7 +464,7 @@ impl Filesystem for Adapter {
         let listed = self.run(Op::Readdirplus, |fs| {
             fs.readdirplus(node(parent), offset, |e| {
                 // What isn't known is asked for when it's needed.
-                let ttl = if e.known { TTL } else { Duration::ZERO };
+                let ttl = if e.known { fs.ttl(e.attr.node) } else { Duration::ZERO };
                 let name = OsStr::from_bytes(&e.name);
                 reply.add(ino(e.attr.node), e.next, name, &ttl, &file_attr(&e.attr), generation(&e.attr))
             })
@@ -451,8 +479,8 @@ impl Filesystem for Adapter {
         empty(reply, self.run(Op::Fsyncdir, |fs| fs.fsyncdir(node(ino))));
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        match self.run(Op::Statfs, |fs| Ok(fs.statfs())) {
+    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match self.run(Op::Statfs, |fs| Ok(fs.statfs(node(ino)))) {
             Ok(s) => reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, 255, s.bsize),
             Err(e) => reply.error(e),
         }
@@ -471,7 +499,9 @@ impl Filesystem for Adapter {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        empty(reply, self.run(Op::Setxattr, |fs| fs.setxattr(node(ino), name.as_bytes(), value, flags)));
+        let name = name.as_bytes();
+        let set = self.run(Op::Setxattr, |fs| fs.setxattr(&caller(req), node(ino), name, value, flags));
+        empty(reply, set);
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -492,7 +522,8 @@ impl Filesystem for Adapter {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        empty(reply, self.run(Op::Removexattr, |fs| fs.removexattr(node(ino), name.as_bytes())));
+        let name = name.as_bytes();
+        empty(reply, self.run(Op::Removexattr, |fs| fs.removexattr(&caller(req), node(ino), name)));
     }
 
     fn ioctl(

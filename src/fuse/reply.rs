@@ -9,7 +9,7 @@ use fuser::{Errno, INodeNo, ReplyAttr, ReplyEmpty, ReplyIoctl, ReplyXattr};
 
 use super::convert::file_attr;
 use crate::direct::Reply;
-use crate::fs::{Attr, Op, TTL};
+use crate::fs::{Attr, Fs, Op};
 
 /// What a cached miss looks like: node 0.
 pub(super) const ABSENT: fuser::FileAttr = fuser::FileAttr {
@@ -37,9 +37,9 @@ pub(super) fn empty(reply: ReplyEmpty, result: Result<(), Errno>) {
     }
 }
 
-pub(super) fn attr(reply: ReplyAttr, result: Result<Attr, Errno>) {
+pub(super) fn attr(reply: ReplyAttr, fs: &Fs, result: Result<Attr, Errno>) {
     match result {
-        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+        Ok(attr) => reply.attr(&fs.ttl(attr.node), &file_attr(&attr)),
         Err(e) => reply.error(e),
     }
 }

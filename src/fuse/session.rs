@@ -14,10 +14,11 @@ use fuser::{Config, SessionACL};
 use super::adapter::{Adapter, Wanted};
 use super::mount::{MountError, Mounted, mount};
 use super::prune::Pruner;
-use crate::backing::{List, Passthrough};
+use crate::backing::{Backing, List, Passthrough};
 use crate::config::{MountConfig, PassthroughMode};
 use crate::direct::Direct;
-use crate::fs::{Changed, Fs, Gone};
+use crate::fs::{Changed, Fs};
+use crate::index::NodeId;
 use crate::io::BackingRegistry;
 
 /// Why a session can't start.
@@ -38,6 +39,7 @@ pub enum SessionError {
 pub struct Session {
     session: fuser::Session<Adapter>,
     mounted: Arc<Mounted>,
+    registry: Arc<BackingRegistry>,
 }
 
 impl Session {
@@ -75,11 +77,15 @@ impl Session {
         let adapter = Adapter { fs: fs.clone(), direct: direct.clone(), wanted };
         let session =
             fuser::Session::from_fd(adapter, device, acl, options).map_err(SessionError::Handshake)?;
-        decide_passthrough(fs, config.passthrough, BackingRegistry::new(registry))?;
+        let registry = BackingRegistry::new(registry);
+        for backing in fs.backings().iter() {
+            decide_passthrough(backing, config.passthrough, &registry)?;
+        }
+        fs.set_registry(registry.clone());
         if fs.backings().iter().any(|b| *b.passthrough() != Passthrough::On) {
             widen_read_ahead(mounted.device);
         }
-        Ok(Session { session, mounted })
+        Ok(Session { session, mounted, registry })
     }
 
     /// The mount.
@@ -88,7 +94,7 @@ impl Session {
     }
 
     /// What tells the kernel to ask again for what it was told of a node.
-    pub fn invalidator(&self) -> impl Fn(crate::index::NodeId) + Send + Sync + 'static {
+    pub fn invalidator(&self) -> impl Fn(NodeId) + Send + Sync + 'static {
         let notifier = self.session.notifier();
         move |node| {
             // Attributes and a directory's cached listing. An error means that the session has ended.
@@ -96,20 +102,39 @@ impl Session {
         }
     }
 
-    /// What tells the kernel that a name has gone without its doing.
-    pub fn teller(&self) -> io::Result<impl Fn(Gone) + Send + Sync + 'static> {
+    /// What tells the kernel that a name has gone (and its file, if one is named), or is to be looked up again.
+    pub fn entry_gone(&self) -> io::Result<impl Fn(NodeId, &[u8], Option<NodeId>) + Send + Sync + 'static> {
         let notifier = self.session.notifier();
         let pruner = Pruner::new(self.session.as_fd().try_clone_to_owned()?);
-        Ok(move |Gone { parent, name, node }| {
-            if pruner.prune(node.0) {
+        Ok(move |parent, name: &[u8], node: Option<NodeId>| {
+            if node.is_some_and(|node| pruner.prune(node.0)) {
                 return;
             }
             // This takes the directory's lock. A daemon that is killed while a client has it, and waits for the
             // daemon, would not end before the connection is aborted.
-            let (parent, node) = (super::convert::ino(parent), super::convert::ino(node));
-            // An error means that the kernel doesn't have the name, or has another file by it already.
-            let _ = notifier.delete(parent, node, OsStr::from_bytes(&name));
+            let (parent, name) = (super::convert::ino(parent), OsStr::from_bytes(name));
+            // An error means that the kernel doesn't have the name, or that the session has ended.
+            let _ = match node {
+                Some(node) => notifier.delete(parent, super::convert::ino(node), name),
+                None => notifier.inval_entry(parent, name),
+            };
         })
+    }
+
+    /// What decides how the data of a backing moves that joins later. How deep the kernel stacks was settled at
+    /// the start.
+    pub fn decider(
+        &self,
+        mode: PassthroughMode,
+    ) -> impl Fn(&Backing) -> Result<(), String> + Send + Sync + 'static {
+        let (registry, device) = (self.registry.clone(), self.mounted.device);
+        move |backing| {
+            decide_passthrough(backing, mode, &registry).map_err(|e| e.to_string())?;
+            if *backing.passthrough() != Passthrough::On {
+                widen_read_ahead(device);
+            }
+            Ok(())
+        }
     }
 
     /// What tells the kernel that a file has changed without its doing.
@@ -154,26 +179,23 @@ fn stack_depth(backings: &List) -> u32 {
     if backings.iter().any(stacked) { 2 } else { 1 }
 }
 
-/// Tries on each backing whether the kernel passes its files through.
+/// Tries whether the kernel passes a backing's files through.
 fn decide_passthrough(
-    fs: &Fs,
+    backing: &Backing,
     mode: PassthroughMode,
-    registry: Arc<BackingRegistry>,
+    registry: &Arc<BackingRegistry>,
 ) -> Result<(), SessionError> {
-    for backing in fs.backings().iter() {
-        let state = match mode {
-            PassthroughMode::Off => Passthrough::Off("switched off (--passthrough off)".into()),
-            _ => match registry.register(backing.probe_file()) {
-                Ok(_) => Passthrough::On,
-                Err(e) => Passthrough::Off(explain(&e)),
-            },
-        };
-        if let (PassthroughMode::Require, Passthrough::Off(why)) = (mode, &state) {
-            return Err(SessionError::NoPassthrough(format!("backing {}: {why}", backing.path.display())));
-        }
-        backing.set_passthrough(state);
+    let state = match mode {
+        PassthroughMode::Off => Passthrough::Off("switched off (--passthrough off)".into()),
+        _ => match registry.register(backing.probe_file()) {
+            Ok(_) => Passthrough::On,
+            Err(e) => Passthrough::Off(explain(&e)),
+        },
+    };
+    if let (PassthroughMode::Require, Passthrough::Off(why)) = (mode, &state) {
+        return Err(SessionError::NoPassthrough(format!("backing {}: {why}", backing.path.display())));
     }
-    fs.set_registry(registry);
+    backing.set_passthrough(state);
     Ok(())
 }
 

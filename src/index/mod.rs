@@ -12,7 +12,9 @@
 
 mod children;
 mod entry;
+mod join;
 mod load;
+mod members;
 mod names;
 mod node;
 mod scan;
@@ -25,9 +27,12 @@ use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use children::Children;
 use entry::{Entry, INODE, SHADOWED, Target};
 pub use entry::{EntryId, FileRef, What};
+pub use join::{Joined, Joining, Subtree, merge_subtree, read_subtree};
+pub use members::DirName;
 use names::Names;
 pub use node::{DirId, Kind, MAX_BACKINGS, Node, NodeId, PackedIno, Slot, SlotSet};
-pub use scan::{Problem, Progress, Report, Source, Subtree, merge_subtree, read_subtree, scan};
+pub(crate) use scan::identify;
+pub use scan::{Problem, Progress, Report, Source, scan};
 pub use usage::{CreatorCode, Moment};
 
 /// Tables of names. Several, so that one that grows moves a small part of all names at a time.
@@ -43,6 +48,9 @@ pub enum AddError {
     /// The directory was removed.
     #[error("the directory was removed")]
     DirGone,
+    /// The backing was removed.
+    #[error("the backing was removed")]
+    NotAMember,
 }
 
 /// A merged directory.
@@ -72,6 +80,8 @@ pub struct Index {
     shadows: HashMap<u32, SlotSet>,
     files: Vec<u64>,
     usage: usage::Usage,
+    /// The backings that names can be entered on.
+    members: SlotSet,
     hasher: DefaultHashBuilder,
 }
 
@@ -82,6 +92,7 @@ impl Index {
             by_name: (0..SHARDS).map(|_| HashTable::new()).collect(),
             next_dir: 1,
             files: vec![0; MAX_BACKINGS],
+            members: SlotSet::first(backings),
             ..Index::default()
         };
         let root = Dir {
@@ -270,6 +281,9 @@ impl Index {
         file: FileRef,
     ) -> Result<Result<EntryId, EntryId>, AddError> {
         debug_assert!(file.kind != Kind::Dir);
+        if !self.members.has(file.slot) {
+            return Err(AddError::NotAMember);
+        }
         let added = self.add(dir, name, What::File(file))?;
         if added.is_ok() {
             self.files[file.slot.index()] += 1;
@@ -287,6 +301,10 @@ impl Index {
         if self.next_dir == NO_ENTRY {
             return Err(AddError::Full);
         }
+        let slots = slots.both(self.members);
+        if slots.is_empty() {
+            return Err(AddError::NotAMember);
+        }
         let id = DirId(self.next_dir);
         let entry = match self.add(dir, name, What::Dir(id))? {
             Ok(entry) => entry,
@@ -299,7 +317,6 @@ impl Index {
 
     /// Takes a name away, and with an (empty) directory's name the directory.
     pub fn remove(&mut self, entry: EntryId) {
-        let size = self.size(entry);
         self.uncount(entry);
         self.detach(entry);
         self.forget_entry(entry);
@@ -308,10 +325,7 @@ impl Index {
             What::Dir(dir) => {
                 self.dirs.remove(&dir);
             }
-            What::File(file) => {
-                self.files[file.slot.index()] -= 1;
-                self.bequeath(file, size);
-            }
+            What::File(file) => self.files[file.slot.index()] -= 1,
         }
         self.free_entry(entry);
     }
@@ -365,6 +379,7 @@ impl Index {
 
     /// Says which backings have a copy of this path that is not the file.
     pub fn set_shadows(&mut self, entry: EntryId, slots: SlotSet) {
+        let slots = slots.both(self.members);
         let target = &mut self.entries[entry.0 as usize].target.0;
         if slots.is_empty() {
             *target &= !SHADOWED;
@@ -377,6 +392,7 @@ impl Index {
 
     /// Says which backings have the directory.
     pub fn set_slots(&mut self, dir: DirId, slots: SlotSet) {
+        let slots = slots.both(self.members);
         if let Some(dir) = self.dirs.get_mut(&dir) {
             dir.slots = slots;
         }

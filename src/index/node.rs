@@ -35,6 +35,16 @@ impl SlotSet {
         if n >= 64 { SlotSet(u64::MAX) } else { SlotSet((1 << n) - 1) }
     }
 
+    /// The set as bits, slot 0's the lowest.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The set of these bits.
+    pub fn from_bits(bits: u64) -> SlotSet {
+        SlotSet(bits)
+    }
+
     /// Just `slot`.
     pub fn one(slot: Slot) -> SlotSet {
         SlotSet(1 << slot.0)
@@ -61,6 +71,12 @@ impl SlotSet {
     #[must_use]
     pub fn union(self, other: SlotSet) -> SlotSet {
         SlotSet(self.0 | other.0)
+    }
+
+    /// What is in both sets.
+    #[must_use]
+    pub fn both(self, other: SlotSet) -> SlotSet {
+        SlotSet(self.0 & other.0)
     }
 
     /// Whether there is no backing in the set.
@@ -100,6 +116,8 @@ pub struct DirId(pub u32);
 impl DirId {
     /// The mount's root directory.
     pub const ROOT: DirId = DirId(0);
+    /// No directory.
+    pub(super) const NONE: DirId = DirId(u32::MAX);
 }
 
 /// An inode of one backing, in 48 bits: the inode number where it fits in 47, else a number from the

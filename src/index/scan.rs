@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxFlags, openat2, statx};
 
+use super::join::Joined;
 use super::load::{Loader, Taken};
 use super::{AddError, DirId, EntryId, FileRef, Index, Kind, Slot, SlotSet, What};
 
@@ -34,6 +35,8 @@ pub struct Source<'a> {
     pub root: BorrowedFd<'a>,
     /// Reserved names (kvfs's own): not part of the tree.
     pub is_reserved: fn(&[u8]) -> bool,
+    /// Those of them that work which was cut off has left: they are reported.
+    pub is_leftover: fn(&[u8]) -> bool,
     /// Why a file found there is there (`placement::Reason::code`).
     pub reason: u8,
 }
@@ -75,12 +78,14 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// How many more there were than `problems` keeps.
     pub more_problems: u64,
+    /// Paths of what work that was cut off has left.
+    pub leftovers: Vec<(Slot, Vec<u8>)>,
 }
 
 impl Report {
     const KEPT: usize = 100;
 
-    fn add(&mut self, problem: Problem) {
+    pub(super) fn add(&mut self, problem: Problem) {
         if self.problems.len() < Self::KEPT {
             self.problems.push(problem);
         } else {
@@ -149,58 +154,16 @@ pub fn scan(sources: &[Source<'_>], mut progress: impl FnMut(Progress)) -> Resul
     Ok((index, report))
 }
 
-/// What is below one directory of one backing, read but not yet part of an index.
-pub struct Subtree(Vec<Batch>);
-
-/// Reads what is below a directory that appeared behind the mount's back. `source.root` is that directory.
-/// Touches the disk and no index.
-pub fn read_subtree(source: &Source<'_>) -> Subtree {
-    let (send, receive) = mpsc::channel();
-    // Its names are hashed when they are entered, one by one.
-    Reader::new(
-        0,
-        source,
-        |_: &[u8]| 0,
-        move |batch| {
-            // The receiver outlives the reader.
-            let _ = send.send(batch);
-            None
-        },
-    )
-    .read();
-    Subtree(receive.into_iter().collect())
-}
-
-/// Makes a subtree part of the index. Where a path is known already, what is known stays the file and what
-/// is new is its shadow: clients may have the known one open.
-///
-/// The second value has those names, with the new copies.
-pub fn merge_subtree(
-    index: &mut Index,
-    dir: DirId,
-    source: &Source<'_>,
-    subtree: Subtree,
-) -> Result<(Report, Vec<(EntryId, FileRef)>), AddError> {
-    let (mut report, mut taken) = (Report::default(), Vec::new());
-    let mut dirs = vec![dir];
-    for mut batch in subtree.0 {
-        Merge { index, source, dirs: &mut dirs }.batch(&mut batch, Files::Enter(&mut taken), &mut report)?;
-    }
-    for (entry, file) in &taken {
-        duplicate(index, *file, *entry, None, &mut report);
-    }
-    Ok((report, taken))
-}
-
 /// Names as a reader met them.
 #[derive(Default)]
-struct Batch {
+pub(super) struct Batch {
     source: usize,
     names: Vec<u8>,
     entries: Vec<Met>,
     /// Directories, by the reader's number, that turned out to be no part of the backing.
     foreign: Vec<u32>,
     problems: Vec<Problem>,
+    leftovers: Vec<(Slot, Vec<u8>)>,
 }
 
 struct Met {
@@ -217,23 +180,23 @@ struct Met {
 type Newest<'a> = &'a dyn Fn(Slot, &[u8]) -> Option<(i64, u32)>;
 
 /// What is done with files.
-enum Files<'a> {
+pub(super) enum Files<'a> {
     /// They are loaded, to be entered when all are there.
     Load(&'a mut Loader),
-    /// They are entered at once; here go those whose name is taken.
-    Enter(&'a mut Vec<(EntryId, FileRef)>),
+    /// They are entered at once, while others use the index.
+    Enter(&'a mut Joined),
 }
 
 /// Makes what one backing's reader met part of the index.
-struct Merge<'a> {
-    index: &'a mut Index,
-    source: &'a Source<'a>,
+pub(super) struct Merge<'a> {
+    pub(super) index: &'a mut Index,
+    pub(super) source: &'a Source<'a>,
     /// Each reader numbers the directories it meets; here is what the index calls them.
-    dirs: &'a mut Vec<DirId>,
+    pub(super) dirs: &'a mut Vec<DirId>,
 }
 
 impl Merge<'_> {
-    fn batch(
+    pub(super) fn batch(
         &mut self,
         batch: &mut Batch,
         mut files: Files<'_>,
@@ -246,7 +209,10 @@ impl Merge<'_> {
             at += name.len();
             let dir = self.dirs[met.dir as usize];
             if met.kind == Kind::Dir {
-                let id = self.dir(dir, name, report)?;
+                let id = match &mut files {
+                    Files::Load(_) => self.dir(dir, name, report)?,
+                    Files::Enter(joined) => self.enter_dir(dir, name, joined, report)?,
+                };
                 self.dirs.push(id);
                 continue;
             }
@@ -254,17 +220,20 @@ impl Merge<'_> {
             let file = FileRef { slot: self.source.slot, ino, kind: met.kind, reason: self.source.reason };
             match &mut files {
                 Files::Load(loader) => loader.add(self.index, dir, name, met.hash, file)?,
-                Files::Enter(taken) => {
-                    if let Err(entry) = self.index.add_file(dir, name, file)? {
-                        taken.push((entry, file));
-                    }
-                }
+                Files::Enter(joined) => match self.index.add_file(dir, name, file) {
+                    Ok(Ok(_)) => joined.appeared(dir, name),
+                    Ok(Err(entry)) => joined.taken.push((entry, file)),
+                    // Removed while this was read.
+                    Err(AddError::DirGone) => {}
+                    Err(e) => return Err(e),
+                },
             }
         }
         for number in batch.foreign.drain(..) {
             self.leave_out(self.dirs[number as usize]);
         }
         batch.problems.drain(..).for_each(|problem| report.add(problem));
+        report.leftovers.append(&mut batch.leftovers);
         Ok(())
     }
 
@@ -278,6 +247,38 @@ impl Merge<'_> {
             && let Some((entry, _)) = self.index.find(parent, &name)
         {
             self.index.remove(entry);
+        }
+    }
+
+    /// The same while others use the index: a file of that name stays, for somebody may be at it.
+    fn enter_dir(
+        &mut self,
+        dir: DirId,
+        name: &[u8],
+        joined: &mut Joined,
+        report: &mut Report,
+    ) -> Result<DirId, AddError> {
+        let here = SlotSet::one(self.source.slot);
+        match self.index.add_dir(dir, name, here) {
+            Ok(Ok(new)) => {
+                joined.appeared(dir, name);
+                Ok(new)
+            }
+            Ok(Err(taken)) => match self.index.what(taken) {
+                What::Dir(there) => {
+                    let slots = self.index.slots(there).unwrap_or_default();
+                    self.index.set_slots(there, slots.union(here));
+                    Ok(there)
+                }
+                What::File(_) => {
+                    let what = "a file of the same name on another backing hides this directory".into();
+                    let path = self.index.path_of(dir, name);
+                    report.add(Problem { slot: self.source.slot, path, what });
+                    Ok(DirId::NONE)
+                }
+            },
+            Err(AddError::DirGone) => Ok(DirId::NONE),
+            Err(e) => Err(e),
         }
     }
 
@@ -305,7 +306,7 @@ impl Merge<'_> {
 
 /// The same path on a second backing: the newest ctime is the file, the others are its shadows. Without
 /// `newest` what is in the index stays the file.
-fn duplicate(
+pub(super) fn duplicate(
     index: &mut Index,
     file: FileRef,
     taken: EntryId,
@@ -339,7 +340,7 @@ fn hidden_by_dir(index: &Index, slot: Slot, dir: DirId, name: &[u8]) -> Problem 
 }
 
 /// Reads one backing.
-struct Reader<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch) -> Option<Batch>> {
+pub(super) struct Reader<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch) -> Option<Batch>> {
     source: &'a Source<'a>,
     hash: H,
     /// Takes a full batch, and may give an old one to fill.
@@ -351,11 +352,11 @@ struct Reader<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch) -> Option<Batch>> {
 }
 
 impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch) -> Option<Batch>> Reader<'a, H, F> {
-    fn new(number: usize, source: &'a Source<'a>, hash: H, send: F) -> Self {
+    pub(super) fn new(number: usize, source: &'a Source<'a>, hash: H, send: F) -> Self {
         Reader { source, hash, send, batch: Batch::new(number), next_dir: 1, path: Vec::new() }
     }
 
-    fn read(mut self) {
+    pub(super) fn read(mut self) {
         let mut buffer = Vec::with_capacity(DENTS_BUFFER);
         self.read_tree(&mut buffer);
         self.hand_over();
@@ -423,7 +424,13 @@ impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch) -> Option<Batch>> Reader<'a, H, F>
                 }
             };
             let name = entry.file_name().to_bytes();
-            if name == b"." || name == b".." || (self.source.is_reserved)(name) {
+            if name == b"." || name == b".." {
+                continue;
+            }
+            if (self.source.is_reserved)(name) {
+                if (self.source.is_leftover)(name) {
+                    self.batch.leftovers.push((self.source.slot, self.path_of(name)));
+                }
                 continue;
             }
             let Some((kind, ino)) = identify(dir, name, entry.file_type(), entry.ino()) else {
@@ -441,6 +448,10 @@ impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch) -> Option<Batch>> Reader<'a, H, F>
             }
         }
         subdirs
+    }
+
+    fn path_of(&self, name: &[u8]) -> Vec<u8> {
+        if self.path.is_empty() { name.to_vec() } else { [&self.path, name].join(&b'/') }
     }
 
     fn report(&mut self, what: String) {
@@ -467,16 +478,22 @@ impl Batch {
         }
     }
 
+    /// Names that aren't directories, and what could not be read.
+    pub(super) fn files(&self) -> u64 {
+        let files = self.entries.iter().filter(|met| met.kind != Kind::Dir).count();
+        (files + self.problems.len()) as u64
+    }
+
     /// The same memory, for another source.
     fn emptied(mut self, source: usize) -> Batch {
         self.names.clear();
         self.entries.clear();
-        Batch { source, foreign: Vec::new(), problems: Vec::new(), ..self }
+        Batch { source, foreign: Vec::new(), problems: Vec::new(), leftovers: Vec::new(), ..self }
     }
 }
 
 /// The type and inode number: from the directory, or by a stat where it doesn't tell the type.
-fn identify(dir: &OwnedFd, name: &[u8], file_type: FileType, ino: u64) -> Option<(Kind, u64)> {
+pub(crate) fn identify(dir: &OwnedFd, name: &[u8], file_type: FileType, ino: u64) -> Option<(Kind, u64)> {
     let kind = match file_type {
         FileType::RegularFile => Kind::File,
         FileType::Directory => Kind::Dir,

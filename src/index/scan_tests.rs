@@ -16,6 +16,7 @@ fn scan_dirs(dirs: &[&Path]) -> (Index, Report) {
         slot: Slot(n as u8),
         root: f.as_fd(),
         is_reserved: reserved,
+        is_leftover: |name| name == b".kvfs-left",
         reason: 0,
     };
     let open: &'static [fs::File] = open.leak();
@@ -95,9 +96,10 @@ fn a_subtree_that_appears_later_joins_what_is_known() {
     fs::write(b.join("d/sub/new"), "").unwrap();
 
     let root = fs::File::open(b.join("d")).unwrap();
-    let source = Source { slot: Slot(1), root: root.as_fd(), is_reserved: reserved, reason: 5 };
+    let source =
+        Source { slot: Slot(1), root: root.as_fd(), is_reserved: reserved, is_leftover: reserved, reason: 5 };
     let (_, What::Dir(d)) = index.find(DirId::ROOT, b"d").unwrap() else { panic!() };
-    let (_, taken) = merge_subtree(&mut index, d, &source, read_subtree(&source)).unwrap();
+    let taken = merge_subtree(&mut index, d, &source, read_subtree(&source)).unwrap().taken;
     assert_eq!(taken.len(), 1);
     let (both, _) = index.find(d, b"both").unwrap();
     assert_eq!((slot_of(&index, d, "both"), index.shadows(both)), (Some(Slot(0)), SlotSet::one(Slot(1))));

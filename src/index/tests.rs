@@ -38,7 +38,7 @@ fn directories_nest_and_move() {
     assert_eq!((index.subdirs(a), index.subdirs(DirId::ROOT)), (0, 2));
     index.remove(entry);
     assert_eq!(index.slots(b), None);
-    let d = index.add_dir(a, b"d", SlotSet::EMPTY).unwrap().unwrap();
+    let d = index.add_dir(a, b"d", SlotSet::one(Slot(0))).unwrap().unwrap();
     assert_ne!(d, b, "a directory's number is not used twice");
 }
 

@@ -29,27 +29,29 @@ impl Policy for ByGpu {
     }
 
     fn choose(&self, asker: &Asker, target: &Target<'_>, backings: &[Candidate]) -> Option<Decision> {
-        let Some(ordinal) = self.evidence.ordinal(asker, target) else {
+        let Some(gpu) = self.evidence.gpu_of(asker, target) else {
             return by_hash(Basis::NoGpuKnown, target, backings);
         };
-        let index = ordinal.number().checked_rem(backings.len() as u64)?;
-        settle(Basis::Ordinal(ordinal), &backings[index as usize], target, backings)
+        let mapped = gpu.mapped().and_then(|slot| backings.iter().find(|backing| backing.slot == slot));
+        if let Some(backing) = mapped {
+            return settle(Basis::Mapped(gpu), backing, target, backings);
+        }
+        let index = gpu.number().checked_rem(backings.len() as u64)?;
+        settle(Basis::Gpu(gpu), &backings[index as usize], target, backings)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::process::Titles;
-    use super::super::{Reason, rendezvous::tests::backings};
+    use super::super::fixture::{FakeServer, gpu_uuid};
+    use super::super::{EvidenceConfig, GpuMap, Reason, rendezvous::tests::backings};
     use super::*;
-    use std::fs;
 
-    /// The policy on a `/proc` that has one process, with thread 42.
-    fn with_process(title: &str) -> (ByGpu, tempfile::TempDir) {
-        let root = tempfile::TempDir::new().unwrap();
-        fs::create_dir(root.path().join("42")).unwrap();
-        fs::write(root.path().join("42/cmdline"), title).unwrap();
-        (ByGpu::new(Arc::new(Evidence::new(Titles::new(root.path())))), root)
+    /// The policy on a server that has one process, with thread 42.
+    fn with_process(title: &str) -> (ByGpu, FakeServer) {
+        let server = FakeServer::new();
+        server.start(42).title(title);
+        (ByGpu::new(Arc::new(server.evidence())), server)
     }
 
     fn choose(policy: &ByGpu, path: &str, backings: &[Candidate]) -> Option<Decision> {
@@ -122,6 +124,32 @@ mod tests {
         list.iter_mut().for_each(|backing| backing.usable = false);
         assert_eq!(choose(&policy, "m@8@7@ab@half.pt", &list), None);
         assert_eq!(choose(&policy, "m@8@7@ab@half.pt", &[]), None);
+    }
+
+    #[test]
+    fn the_operators_map_comes_before_the_number() {
+        let mut four = backings(4);
+        let server = FakeServer::new();
+        server.gpus(4);
+        server.start(42).environ("CUDA_VISIBLE_DEVICES=3");
+        let paths: Vec<_> = (0..4).map(|i| format!("/nvme{i}").into()).collect();
+        let gpu_map = GpuMap::parse(&[format!("{}=/nvme1", gpu_uuid(3))], &paths).unwrap();
+        let policy = ByGpu::new(Arc::new(Evidence::new(EvidenceConfig { gpu_map, ..server.config() })));
+        let decision = choose(&policy, "m@1@0@ab@half.pt", &four).unwrap();
+        assert_eq!((decision.slot, decision.reason), (1, Reason::GpuMap));
+        assert_eq!(
+            decision.detail.to_string(),
+            "GPU 3 from CUDA_VISIBLE_DEVICES=3 of process 42; the operator's map gives it backing 1"
+        );
+        // Full: as with any other preference.
+        four[1].usable = false;
+        let decision = choose(&policy, "m@1@0@ab@half.pt", &four).unwrap();
+        assert_eq!(decision.reason, Reason::Spilled);
+        assert_ne!(decision.slot, 1);
+        // A backing that is no longer in the list can't be given: then it's the number.
+        four.remove(1);
+        let decision = choose(&policy, "m@1@0@ab@half.pt", &four).unwrap();
+        assert_eq!((decision.slot, decision.reason), (0, Reason::VisibleDevices));
     }
 
     #[test]

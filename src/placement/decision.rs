@@ -3,8 +3,10 @@
 //! What always holds: a decision is a plain value, made without allocating; it's only turned into words
 //! when somebody asks. The codes of [`Reason`] are stored with every file and never change their meaning.
 
+use super::evidence::GpuFound;
+use super::evidence::title::Title;
 use super::names::NameInfo;
-use super::process::Title;
+use super::topology::{Distance, Origin};
 use std::fmt;
 
 /// Why a file is on its backing, in the four bits that the index keeps of it.
@@ -130,17 +132,36 @@ pub struct Detail {
 impl fmt::Display for Detail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.basis {
-            Basis::Ordinal(ordinal) => {
-                let gpu = ordinal.number();
-                write!(f, "{ordinal}, {gpu} % {} = backing {}", self.backings, self.preferred)?;
+            Basis::Gpu(gpu) => {
+                write!(f, "{gpu}, {} % {} = backing {}", gpu.number(), self.backings, self.preferred)?;
             }
+            Basis::Mapped(gpu) => write!(f, "{gpu}; the operator's map gives it backing {}", self.preferred)?,
             Basis::Hash => write!(f, "hash of the name = backing {}", self.preferred)?,
             Basis::NoGpuKnown => {
                 write!(f, "which GPU isn't known; hash of the name = backing {}", self.preferred)?;
             }
+            Basis::Turn => write!(f, "its turn = backing {}", self.preferred)?,
+            Basis::WithItsData => write!(f, "with its data, whose turn it was = backing {}", self.preferred)?,
+            Basis::MostFree { free, alike } => {
+                write!(f, "the most room: {} free", Bytes(free))?;
+                if alike > 0 {
+                    write!(f, ", as {alike} other{}; hash among these", if alike == 1 { "" } else { "s" })?;
+                }
+                write!(f, " = backing {}", self.preferred)?;
+            }
+            Basis::Nearest { origin, distance } => {
+                write!(f, "{distance} as {origin} = backing {}", self.preferred)?;
+            }
+            Basis::NearestUnknown => {
+                write!(f, "which is nearest isn't known; hash of the name = backing {}", self.preferred)?;
+            }
         }
         if self.slot != self.preferred {
-            write!(f, ", which took no new files; hash among the others = backing {}", self.slot)?;
+            let rule = match self.basis {
+                Basis::Nearest { .. } => "the nearest of the others",
+                _ => "hash among the others",
+            };
+            write!(f, ", which took no new files; {rule} = backing {}", self.slot)?;
         }
         Ok(())
     }
@@ -150,24 +171,65 @@ impl fmt::Display for Detail {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Basis {
     /// The number of the GPU that the file belongs to.
-    Ordinal(Ordinal),
+    Gpu(GpuFound),
+    /// What the operator's map says of that GPU.
+    Mapped(GpuFound),
     /// The hash of the name, as the policy's own rule.
     Hash,
     /// The hash of the name, because nothing says which GPU the file belongs to.
     NoGpuKnown,
+    /// The order of the list: the one after the last file's.
+    Turn,
+    /// The backing of the data that this metadata is of.
+    WithItsData,
+    /// The room there is.
+    MostFree {
+        /// The chosen backing's, in bytes.
+        free: u64,
+        /// How many other backings have about as much.
+        alike: u8,
+    },
+    /// The way to it in the machine.
+    Nearest {
+        /// From where.
+        origin: Origin,
+        /// How long it is.
+        distance: Distance,
+    },
+    /// The hash of the name, because nothing says which backing is nearest.
+    NearestUnknown,
 }
 
 impl Basis {
     fn reason(self) -> Reason {
         match self {
-            Self::Ordinal(Ordinal::Title { .. }) => Reason::RankInTitle,
-            Self::Ordinal(Ordinal::Name { .. }) => Reason::RankInName,
-            Self::Hash | Self::NoGpuKnown => Reason::Hash,
+            Self::Gpu(gpu) => gpu.reason(),
+            Self::Mapped(_) => Reason::GpuMap,
+            Self::Hash | Self::NoGpuKnown | Self::NearestUnknown => Reason::Hash,
+            Self::Turn | Self::WithItsData => Reason::Turn,
+            Self::MostFree { .. } => Reason::MostFree,
+            Self::Nearest { .. } => Reason::Nearest,
         }
     }
 }
 
-/// The number of a GPU on this server, with the evidence for it.
+/// A size for people, in the units of `kvfs status`.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut size = self.0 as f64;
+        let mut units = ["B", "KiB", "MiB", "GiB", "TiB"].into_iter().peekable();
+        let mut unit = units.next().unwrap_or_default();
+        while size >= 1024.0 && units.peek().is_some() {
+            size /= 1024.0;
+            unit = units.next().unwrap_or_default();
+        }
+        if unit == "B" { write!(f, "{size} B") } else { write!(f, "{size:.1} {unit}") }
+    }
+}
+
+/// The local number of a GPU, counted among those that a server sees, with the evidence for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ordinal {
     /// From the title of the process that asked, with the number of GPUs per replica where that was used.

@@ -8,15 +8,31 @@
 mod by_gpu;
 mod decision;
 mod evidence;
+pub mod gpu;
 mod hash;
+mod most_free;
 pub mod names;
+mod nearest;
+pub mod pci;
 pub mod process;
 pub mod rendezvous;
+mod round_robin;
+mod sysfs;
+pub mod topology;
+
+#[cfg(test)]
+mod properties;
+
+#[cfg(test)]
+mod fixture;
 
 pub use by_gpu::ByGpu;
 pub use decision::{Basis, Decision, Detail, Ordinal, Reason};
-pub use evidence::Evidence;
+pub use evidence::{Evidence, EvidenceConfig, GpuFound, GpuMap, GpuMapError};
 pub use hash::Hash;
+pub use most_free::MostFree;
+pub use nearest::Nearest;
+pub use round_robin::RoundRobin;
 
 use std::sync::Arc;
 
@@ -96,13 +112,19 @@ pub trait Policy: Send + Sync {
 type MakePolicy = fn(&Arc<Evidence>) -> Box<dyn Policy>;
 
 /// The policies there are, by name, with what makes one.
-const POLICIES: &[(&str, MakePolicy)] =
-    &[(by_gpu::NAME, |evidence| Box::new(ByGpu::new(evidence.clone()))), (hash::NAME, |_| Box::new(Hash))];
+const POLICIES: &[(&str, MakePolicy)] = &[
+    (by_gpu::NAME, |evidence| Box::new(ByGpu::new(evidence.clone()))),
+    (hash::NAME, |_| Box::new(Hash)),
+    (round_robin::NAME, |_| Box::new(RoundRobin::new())),
+    (most_free::NAME, |_| Box::new(MostFree)),
+    (nearest::NAME, |evidence| Box::new(Nearest::new(evidence.clone()))),
+];
 
 /// All policies, ready: the mount has one, and a directory may have another.
 pub struct Policies {
     all: Vec<Box<dyn Policy>>,
     mounts_own: usize,
+    evidence: Arc<Evidence>,
 }
 
 impl Policies {
@@ -113,7 +135,12 @@ impl Policies {
     pub fn new(name: &str, evidence: Arc<Evidence>) -> Result<Self, UnknownPolicy> {
         let named = POLICIES.iter().position(|(known, _)| *known == name);
         let mounts_own = named.ok_or_else(|| UnknownPolicy::new(name))?;
-        Ok(Self { all: POLICIES.iter().map(|(_, make)| make(&evidence)).collect(), mounts_own })
+        Ok(Self { all: POLICIES.iter().map(|(_, make)| make(&evidence)).collect(), mounts_own, evidence })
+    }
+
+    /// The processes that ask.
+    pub fn processes(&self) -> &Arc<process::Processes> {
+        self.evidence.processes()
     }
 
     /// The mount's own policy.
@@ -199,11 +226,15 @@ mod tests {
         };
         assert_eq!(
             message("by-gpu"),
-            r#"unknown placement policy "by-gpu": the policies are by_gpu, hash; did you mean "by_gpu"?"#
+            r#"unknown placement policy "by-gpu": the policies are by_gpu, hash, round-robin, most-free, nearest; did you mean "by_gpu"?"#
         );
         assert!(message("HASHED").ends_with(r#"did you mean "hash"?"#));
-        assert!(message("something else").ends_with("the policies are by_gpu, hash"));
-        assert!(message("").ends_with("by_gpu, hash"));
+        assert!(message("round_robin").ends_with(r#"did you mean "round-robin"?"#));
+        assert!(message("mostfree").ends_with(r#"did you mean "most-free"?"#));
+        for value in ["something else", ""] {
+            let message = message(value);
+            assert!(message.ends_with("are by_gpu, hash, round-robin, most-free, nearest"), "{message}");
+        }
     }
 
     #[test]

@@ -25,6 +25,15 @@ pub fn choose<'a>(name: &[u8], backings: impl IntoIterator<Item = &'a Candidate>
         .map(|(_, backing)| backing)
 }
 
+/// The same with all backings taken for equally large.
+pub fn choose_evenly<'a>(
+    name: &[u8],
+    backings: impl IntoIterator<Item = &'a Candidate>,
+) -> Option<&'a Candidate> {
+    let seed = xxh3_64(name);
+    backings.into_iter().max_by_key(|backing| (xxh3_64_with_seed(backing.id.as_bytes(), seed), backing.id))
+}
+
 /// The backing's score for the name that hashes to `seed`; more is better, never NaN.
 fn score(seed: u64, backing: &Candidate) -> f64 {
     let hash = xxh3_64_with_seed(backing.id.as_bytes(), seed);

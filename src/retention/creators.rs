@@ -7,10 +7,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::index::CreatorCode;
+use crate::placement::process::Processes;
 
 /// The attribute that the record is kept in.
 pub const CREATOR_XATTR: &str = "user.kvfs.creator";
@@ -65,9 +67,9 @@ enum Place {
 }
 
 /// All processes that made files which only they can find.
-#[derive(Debug)]
 pub struct Creators {
     proc: PathBuf,
+    processes: Arc<Processes>,
     boot: String,
     namespace: u64,
     /// By code, from [`FIRST`] on.
@@ -96,7 +98,7 @@ const FIRST: u8 = 3;
 
 impl Creators {
     /// With processes looked up in this `/proc`.
-    pub fn new(proc: impl Into<PathBuf>) -> Creators {
+    pub fn new(proc: impl Into<PathBuf>, processes: Arc<Processes>) -> Creators {
         let proc = proc.into();
         let boot = fs::read_to_string(proc.join("sys/kernel/random/boot_id")).unwrap_or_default();
         let namespace = fs::read_link(proc.join("self/ns/pid"))
@@ -104,6 +106,7 @@ impl Creators {
             .and_then(|link| link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok());
         Creators {
             proc,
+            processes,
             boot: boot.trim().to_owned(),
             namespace: namespace.unwrap_or(0),
             places: Mutex::default(),
@@ -171,6 +174,7 @@ impl Creators {
     /// Codes whose processes have ended. No file gets them any more; those that have them are to be given to
     /// [`GONE`], and then the codes back, by [`Creators::free`].
     pub fn ended(&self) -> Vec<CreatorCode> {
+        self.processes.forget_dead();
         // Processes are looked at without the lock: that may take a while.
         let places = self.places.lock().clone();
         let gone = |place: &Place| matches!(place, Place::Living(process) if !self.is_there(*process));
@@ -239,26 +243,13 @@ impl Creators {
     }
 
     fn process_of(&self, tid: u32) -> Option<Process> {
-        if tid == 0 {
-            return None;
-        }
-        let status = fs::read_to_string(self.proc.join(tid.to_string()).join("status")).ok()?;
-        let pid = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()?;
-        Some(Process { pid, start: start_of(&self.proc, pid)? })
+        let process = self.processes.of(tid)?;
+        Some(Process { pid: process.pid, start: process.start })
     }
 
     /// A process of which nothing is left but its exit status has no memory any more.
     fn is_there(&self, process: Process) -> bool {
-        let Some((state, start)) = stat_of(&self.proc, process.pid) else { return false };
-        start == process.start && (!matches!(state, b'Z' | b'X') || self.has_threads(process.pid))
-    }
-
-    /// Whether threads go on without the first one, which has ended.
-    fn has_threads(&self, pid: u32) -> bool {
-        let tasks = fs::read_dir(self.proc.join(pid.to_string()).join("task"));
-        tasks.is_ok_and(|tasks| {
-            tasks.flatten().any(|task| task.file_name().to_str() != Some(&pid.to_string()))
-        })
+        self.processes.is_alive(process.pid, process.start)
     }
 }
 
@@ -268,17 +259,10 @@ pub struct Unseen;
 
 /// When a process began, in clock ticks since the boot.
 fn start_of(proc: &Path, pid: u32) -> Option<u64> {
-    stat_of(proc, pid).map(|(_, start)| start)
-}
-
-/// A process's state, and when it began.
-fn stat_of(proc: &Path, pid: u32) -> Option<(u8, u64)> {
     let stat = fs::read(proc.join(pid.to_string()).join("stat")).ok()?;
     // The name, in parentheses, may have anything in it.
     let after = stat.iter().rposition(|b| *b == b')')?;
-    let mut fields = std::str::from_utf8(&stat[after + 1..]).ok()?.split_ascii_whitespace();
-    let state = *fields.next()?.as_bytes().first()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
+    std::str::from_utf8(&stat[after + 1..]).ok()?.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 /// Whether a process might have KV-cache files in its memory, by its arguments (which an engine's workers
@@ -294,6 +278,10 @@ fn may_be_client(cmdline: &[u8], program: &Path) -> bool {
 mod tests {
     use super::*;
 
+    fn with_proc(proc: &str) -> Creators {
+        Creators::new(proc, Arc::new(Processes::new(proc)))
+    }
+
     #[test]
     fn records_come_back() {
         let record = Record { boot: "b-1".into(), namespace: 7, pid: 42, start: 99 };
@@ -305,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_process_is_known_until_it_ends() {
-        let creators = Creators::new("/proc");
+        let creators = with_proc("/proc");
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (code, record) = creators.of_thread(child.id());
         let record = record.unwrap();
@@ -335,21 +323,8 @@ mod tests {
     }
 
     #[test]
-    fn a_process_lives_as_long_as_its_last_thread() {
-        let proc = Fake::new(INIT_PID_NAMESPACE);
-        proc.process(10, 'Z', 500, "");
-        let creators = proc.creators();
-        let process = Process { pid: 10, start: 500 };
-        assert!(!creators.is_there(process));
-        fs::create_dir(proc.0.path().join("10/task/11")).unwrap();
-        assert!(creators.is_there(process), "its first thread has ended, another hasn't");
-        assert!(!creators.is_there(Process { pid: 10, start: 501 }));
-        assert!(!creators.is_there(Process { pid: 12, start: 500 }));
-    }
-
-    #[test]
     fn two_writers_of_one_file() {
-        let creators = Creators::new("/proc");
+        let creators = with_proc("/proc");
         let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (mine, my_record) = creators.of_thread(std::process::id());
         let (code, record) = creators.of_thread(other.id());
@@ -375,7 +350,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_judged_is_undecided() {
-        let creators = Creators::new("/proc");
+        let creators = with_proc("/proc");
         assert_eq!(creators.of_thread(0), (UNDECIDED, None));
         let (_, record) = creators.of_thread(std::process::id());
         let mine = record.unwrap();
@@ -386,15 +361,12 @@ mod tests {
             GONE,
             "its id is another's"
         );
-        assert_eq!(
-            Creators::new("/nonexistent").of_record(&Record::decode(b"1 b 1 2 3").unwrap()),
-            UNDECIDED
-        );
+        assert_eq!(with_proc("/nonexistent").of_record(&Record::decode(b"1 b 1 2 3").unwrap()), UNDECIDED);
     }
 
     #[test]
     fn there_is_room_for_252_processes() {
-        let creators = Creators::new("/nonexistent");
+        let creators = with_proc("/nonexistent");
         let codes: Vec<_> = (0..300).map(|pid| creators.code_of(Process { pid, start: 1 })).collect();
         assert_eq!(codes[252], CreatorCode(255));
         assert!(codes[253..].iter().all(|code| *code == UNDECIDED));
@@ -428,7 +400,7 @@ mod tests {
         }
 
         fn creators(&self) -> Creators {
-            Creators::new(self.0.path())
+            Creators::new(self.0.path(), Arc::new(Processes::new(self.0.path())))
         }
 
         fn process(&self, pid: u32, state: char, start: u64, cmdline: &str) {

@@ -58,7 +58,7 @@ impl Marks {
 
     /// Where a backing stands of which kvfs may use `allowed` bytes and has `balance` left, with files of
     /// `typical` bytes.
-    fn of(&self, allowed: u64, balance: i64, typical: u64) -> Level {
+    pub(super) fn of(&self, allowed: u64, balance: i64, typical: u64) -> Level {
         let above = |mark: f64| (allowed as f64 * (100.0 - mark) / 100.0) as u64;
         // Files of more than an eighth of the backing would leave nothing to keep.
         let most = allowed / 2;

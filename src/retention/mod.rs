@@ -17,7 +17,7 @@ mod survey;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -26,6 +26,7 @@ use crate::backing::List;
 use crate::index::{CreatorCode, DirId, EntryId, FileRef, Index, Moment, NodeId, Slot, What};
 use crate::placement::Target;
 use crate::placement::names::{self, Client};
+use crate::placement::process::Processes;
 
 pub use clock::Clock;
 pub use creators::{CREATOR_XATTR, Creators, Record, Writers};
@@ -36,6 +37,9 @@ pub use status::{BackingPlan, EvictPlan, PlannedVictim, RetentionStatus};
 
 /// How often who waits for room looks whether it's there.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Creates that may wait for room at a time. More clients at once are told at once that there is none.
+const MOST_WAITING: usize = 512;
 
 /// What may be evicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -136,6 +140,22 @@ pub(crate) struct Counts {
     pub(crate) refused: AtomicU64,
 }
 
+/// A create that waits.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Waiting<'_> {
+    fn begin(count: &AtomicUsize) -> Waiting<'_> {
+        count.fetch_add(1, Relaxed);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 /// A mount's retention.
 pub struct Retention {
     /// How much may stay.
@@ -150,21 +170,24 @@ pub struct Retention {
     changed: Condvar,
     /// Something was done.
     ended: Condvar,
+    /// Creates that wait now.
+    waiting: AtomicUsize,
     /// When it was last looked whether creators have ended.
     buried: Mutex<Option<Instant>>,
 }
 
 impl Retention {
     /// For a mount that begins now.
-    pub fn new(options: RetentionOptions) -> Arc<Retention> {
+    pub fn new(options: RetentionOptions, processes: Arc<Processes>) -> Arc<Retention> {
         Arc::new(Retention {
             options,
             clock: Clock::starting_at(SystemTime::now()),
-            creators: Creators::new("/proc"),
+            creators: Creators::new("/proc", processes),
             counts: Counts::default(),
             pressure: Mutex::default(),
             changed: Condvar::new(),
             ended: Condvar::new(),
+            waiting: AtomicUsize::new(0),
             buried: Mutex::default(),
         })
     }
@@ -199,6 +222,7 @@ impl Retention {
         is_kept_free: impl Fn() -> bool,
     ) -> bool {
         self.counts.waited.fetch_add(1, Relaxed);
+        let _waiting = Waiting::begin(&self.waiting);
         let found = loop {
             let gone = self.gone();
             let hopeless = !self.evicts() || self.wait_for_a_round(until, &has_room);
@@ -233,6 +257,11 @@ impl Retention {
             }
         }
         pressure.stop
+    }
+
+    /// Whether one more create may wait: each has a thread meanwhile.
+    pub fn has_patience(&self) -> bool {
+        self.waiting.load(Relaxed) < MOST_WAITING
     }
 
     /// Files evicted so far.
@@ -275,6 +304,11 @@ pub(crate) fn place(index: &Index, entry: EntryId) -> (DirId, Vec<u8>) {
 mod tests {
     use super::*;
 
+    fn evicting(evict: Evict) -> Arc<Retention> {
+        let options = RetentionOptions { evict, ..Default::default() };
+        Retention::new(options, Arc::new(Processes::new("/proc")))
+    }
+
     #[test]
     fn what_only_its_creator_can_find() {
         assert!(is_known_by_memory(b"meta-llama-Llama-3.1-8B-Instruct@8@3@657aaba709c54b87@bfloat16.pt"));
@@ -316,19 +350,19 @@ mod tests {
 
     #[test]
     fn who_waits_is_let_go_when_nothing_can_be_evicted() {
-        let retention = Retention::new(RetentionOptions::default());
+        let retention = evicting(Evict::Orphans);
         let worker = retention.pressure.lock().enter(1);
         let evictor = retention.clone();
         let rounds = std::thread::spawn(move || ends_a_round(&evictor, &worker));
         assert!(!retention.wait_for_room(soon(), || false, || false));
         rounds.join().unwrap();
-        let never = Retention::new(RetentionOptions { evict: Evict::Never, ..Default::default() });
+        let never = evicting(Evict::Never);
         assert!(never.wait_for_room(Instant::now(), || true, || false));
     }
 
     #[test]
     fn a_drive_that_hangs_is_not_waited_for() {
-        let retention = Retention::new(RetentionOptions::default());
+        let retention = evicting(Evict::Orphans);
         let hung = retention.pressure.lock().enter(1);
         retention.pressure.lock().begin(&hung);
         let worker = retention.pressure.lock().enter(2);
@@ -344,7 +378,7 @@ mod tests {
 
     #[test]
     fn rounds_asked_for_by_many_are_one() {
-        let retention = Retention::new(RetentionOptions::default());
+        let retention = evicting(Evict::Orphans);
         let worker = retention.pressure.lock().enter(1);
         retention.kick();
         retention.kick();

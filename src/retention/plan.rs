@@ -3,13 +3,13 @@
 //! What always holds: a pass over the index holds its lock for a few thousand names at a time; files that
 //! are no regular files are never chosen, and a file's class is judged by the record alone, without the disk.
 
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 
 use parking_lot::RwLock;
 
 use super::creators::{ANYONE, GONE};
 use super::{Evict, pair, place};
-use crate::index::{CreatorCode, DirId, EntryId, FileRef, Index, Kind, Moment, NodeId, Slot, What};
+use crate::index::{CreatorCode, DirId, EntryId, FileRef, Index, Kind, Moment, NodeId, Slot, SlotSet, What};
 
 /// How little a file is missed. The order is that of eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,10 +66,32 @@ pub struct Victim {
 /// Names looked at while the index is locked.
 const AT_A_TIME: u32 = 8192;
 
+/// Where victims are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum From {
+    /// On a backing.
+    Backing(Slot),
+    /// In a directory and below it, on these backings.
+    Below(DirId, SlotSet),
+}
+
+impl From {
+    /// `known` keeps which directories are below.
+    fn has(self, index: &Index, entry: EntryId, file: FileRef, known: &mut HashMap<DirId, bool>) -> bool {
+        match self {
+            From::Backing(slot) => file.slot == slot,
+            From::Below(top, slots) => {
+                let dir = index.place(entry).0;
+                slots.has(file.slot) && *known.entry(dir).or_insert_with(|| index.is_within(dir, top))
+            }
+        }
+    }
+}
+
 /// Which files are to be chosen.
 pub(super) struct Choice<'a> {
-    /// Of this backing.
-    pub(super) slot: Slot,
+    /// Of these.
+    pub(super) from: From,
     /// By this rule.
     pub(super) evict: Evict,
     /// At most so many.
@@ -82,7 +104,7 @@ pub(super) struct Choice<'a> {
 
 /// The files that go first, in order.
 pub(super) fn choose(index: &RwLock<Index>, choice: &Choice<'_>) -> Vec<Victim> {
-    let Choice { slot, evict, most, unseen_from, stays } = *choice;
+    let Choice { from, evict, most, unseen_from, stays } = *choice;
     let last = match evict {
         Evict::Never => return Vec::new(),
         Evict::Orphans => Class::Orphan,
@@ -90,13 +112,15 @@ pub(super) fn choose(index: &RwLock<Index>, choice: &Choice<'_>) -> Vec<Victim> 
     };
     // The largest of the kept ones is on top, to be thrown out.
     let mut kept: BinaryHeap<(Class, Moment, u32)> = BinaryHeap::new();
-    let mut from = 0;
+    let mut next = 0;
     loop {
         let index = index.read();
-        let end = index.end().min(from + AT_A_TIME);
-        for number in from..end {
+        let end = index.end().min(next + AT_A_TIME);
+        // Directories may be moved as soon as the index isn't locked.
+        let mut below = HashMap::new();
+        for number in next..end {
             let Some((entry, file)) = index.file_entry(number) else { continue };
-            if file.slot != slot || file.kind != Kind::File {
+            if file.kind != Kind::File || !from.has(&index, entry, file, &mut below) {
                 continue;
             }
             let (creator, used) = index.use_of(entry);
@@ -114,10 +138,11 @@ pub(super) fn choose(index: &RwLock<Index>, choice: &Choice<'_>) -> Vec<Victim> 
         if end == index.end() {
             break;
         }
-        from = end;
+        next = end;
     }
     let chosen = kept.into_sorted_vec();
     let index = index.read();
+    let mut below = HashMap::new();
     let victim = |(class, used, number): (Class, Moment, u32)| {
         let (entry, file) = index.file_entry(number)?;
         let (dir, name) = place(&index, entry);
@@ -129,7 +154,8 @@ pub(super) fn choose(index: &RwLock<Index>, choice: &Choice<'_>) -> Vec<Victim> 
             return None;
         }
         let creator = index.use_of(entry).0;
-        (file.slot == slot).then_some(Victim { entry, file, dir, name, class, creator, used })
+        let is_there = from.has(&index, entry, file, &mut below);
+        is_there.then_some(Victim { entry, file, dir, name, class, creator, used })
     };
     chosen.into_iter().filter_map(victim).collect()
 }
@@ -170,8 +196,12 @@ mod tests {
         entry
     }
 
+    fn from(index: &RwLock<Index>, from: From, evict: Evict, most: usize) -> Vec<Victim> {
+        choose(index, &Choice { from, evict, most, unseen_from: None, stays: &|_, _| false })
+    }
+
     fn all(index: &RwLock<Index>, slot: u8, evict: Evict, most: usize) -> Vec<Victim> {
-        choose(index, &Choice { slot: Slot(slot), evict, most, unseen_from: None, stays: &|_, _| false })
+        from(index, From::Backing(Slot(slot)), evict, most)
     }
 
     fn names(victims: &[Victim]) -> Vec<&str> {
@@ -219,13 +249,33 @@ mod tests {
         let entries: Vec<_> = (0..9).map(|n| add(&mut index, &format!("f{n}"), 0, 0, n)).collect();
         let index = RwLock::new(index);
         let choice = |unseen_from, stays: &dyn Fn(EntryId, NodeId) -> bool| {
-            let choice = Choice { slot: Slot(0), evict: Evict::Lru, most: 2, unseen_from, stays };
+            let from = From::Backing(Slot(0));
+            let choice = Choice { from, evict: Evict::Lru, most: 2, unseen_from, stays };
             names(&choose(&index, &choice)).join(" ")
         };
         assert_eq!(choice(None, &|_, _| false), "f0 f1");
         assert_eq!(choice(None, &|entry, _| entries[..5].contains(&entry)), "f5 f6");
         assert_eq!(choice(Some(0), &|_, _| false), "f1 f2", "nobody knows how old it is");
         assert_eq!(choice(Some(1), &|_, _| false), "f0 f1", "nobody will find out");
+    }
+
+    #[test]
+    fn a_tenants_files_alone() {
+        let mut index = Index::new(2);
+        let tenant = index.add_dir(DirId::ROOT, b"t", SlotSet::first(2)).unwrap().unwrap();
+        let inner = index.add_dir(tenant, b"in", SlotSet::first(2)).unwrap().unwrap();
+        add(&mut index, "others", 0, 0, 1);
+        for (name, slot, dir) in [("one", 0, tenant), ("two", 1, inner)] {
+            let entry = add(&mut index, name, slot, 0, 5 + u32::from(slot));
+            index.rename(entry, dir, name.as_bytes()).unwrap();
+        }
+        let index = RwLock::new(index);
+        let below = |slots| {
+            let chosen = from(&index, From::Below(tenant, slots), Evict::Lru, 9);
+            names(&chosen).join(" ")
+        };
+        assert_eq!(below(SlotSet::first(2)), "one two");
+        assert_eq!(below(SlotSet::one(Slot(1))), "two", "the other backing isn't evicted from");
     }
 
     #[test]

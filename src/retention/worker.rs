@@ -13,12 +13,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::evictor::INTERVAL;
-use super::plan::{self, Choice};
+use super::plan::{self, Choice, From};
 use super::pressure::Worker;
 use super::survey::Survey;
 use super::{Class, Evict, Outcome, Retention, Store, Victim, recency};
 use crate::backing::Backing;
-use crate::index::{EntryId, MAX_BACKINGS, Moment, NodeId};
+use crate::index::{EntryId, MAX_BACKINGS, Moment, NodeId, SlotSet};
 
 /// How often the record of uses is written.
 const SAVE: Duration = Duration::from_secs(600);
@@ -115,6 +115,7 @@ impl Evicting {
                     self.relieve(backing, wanted);
                 }
             }
+            self.relieve_tenants(&backings);
             if self.saved.elapsed() > SAVE {
                 self.save(&backings);
             }
@@ -256,7 +257,7 @@ impl Evicting {
             }
             let before = (taken.gone(), taken.bytes, taken.refused.len());
             let room = Ledger::of(backing);
-            let victims = self.choose(backing, &taken);
+            let victims = self.choose(From::Backing(backing.slot), &taken);
             self.take(victims, missing, &mut taken);
             let freed = taken.bytes - before.1;
             ordered = ordered.saturating_sub(freed);
@@ -289,12 +290,52 @@ impl Evicting {
         }
     }
 
-    fn choose(&self, backing: &Backing, taken: &Taken) -> Vec<Victim> {
+    /// Evicts from directories that are near their quotas: of the files that go first there, those on these
+    /// backings. The others' threads see to the rest.
+    fn relieve_tenants(&mut self, backings: &[Arc<Backing>]) {
+        if !self.retention.evicts() {
+            return;
+        }
+        let all = self.store.backings();
+        let evictable: SlotSet = all.iter().filter(|b| b.evictable).map(|b| b.slot).collect();
+        let mine: SlotSet = backings.iter().map(|b| b.slot).collect();
+        let typical = all.iter().map(|b| b.space.typical()).max().unwrap_or(0);
+        let quotas: Vec<_> = self.store.index().read().quotas().collect();
+        for (dir, limit, used) in quotas {
+            let balance = i64::try_from(limit)
+                .unwrap_or(i64::MAX)
+                .saturating_sub(i64::try_from(used).unwrap_or(i64::MAX));
+            let level = self.retention.options.marks.of(limit, balance, typical);
+            if level.missing() == 0 || self.alone_until.is_some() {
+                continue;
+            }
+            let mut taken = Taken::default();
+            let mut victims = self.choose(From::Below(dir, evictable), &taken);
+            let mut enough = 0;
+            victims.retain(|victim| {
+                let is_wanted = enough < level.missing();
+                enough += self.store.index().read().size(victim.entry);
+                is_wanted && mine.has(victim.file.slot)
+            });
+            self.take(victims, u64::MAX, &mut taken);
+            if taken.gone() > 0 {
+                let path = self.store.index().read().path(dir);
+                tracing::info!(
+                    "{}: evicted {} files of {} bytes, for its quota of {limit}",
+                    String::from_utf8_lossy(&path),
+                    taken.gone(),
+                    taken.bytes
+                );
+            }
+        }
+    }
+
+    fn choose(&self, from: From, taken: &Taken) -> Vec<Victim> {
         let stays = |entry: EntryId, node: NodeId| {
             !taken.refused.is_empty() && taken.refused.contains(&entry) || self.store.is_open(node)
         };
         let choice = Choice {
-            slot: backing.slot,
+            from,
             evict: self.retention.options.evict,
             most: AT_A_TIME,
             unseen_from: self.survey.as_ref().map(|survey| survey.next),
@@ -431,8 +472,8 @@ impl Retention {
         }
         self.bury_creators(store, true);
         let stays = |_, node| store.is_open(node);
-        let (slot, evict) = (backing.slot, self.options.evict);
-        let choice = Choice { slot, evict, most: PLANNED, unseen_from: None, stays: &stays };
+        let (from, evict) = (From::Backing(backing.slot), self.options.evict);
+        let choice = Choice { from, evict, most: PLANNED, unseen_from: None, stays: &stays };
         for victim in plan::choose(store.index(), &choice) {
             if plan.bytes >= wanted {
                 break;

@@ -49,6 +49,7 @@ pub(crate) struct Builder {
     pub(crate) backings: Vec<PathBuf>,
     passthrough: Passthrough,
     args: Vec<OsString>,
+    env: Vec<(String, OsString)>,
     uid: Option<u32>,
 }
 
@@ -60,6 +61,7 @@ impl Builder {
             backings: backings.to_vec(),
             passthrough: Passthrough::from_env(),
             args: Vec::new(),
+            env: Vec::new(),
             uid: None,
         }
     }
@@ -76,6 +78,12 @@ impl Builder {
 
     pub(crate) fn arg(mut self, arg: impl Into<OsString>) -> Builder {
         self.args.push(arg.into());
+        self
+    }
+
+    /// A variable of the daemon's environment.
+    pub(crate) fn env(mut self, name: &str, value: impl Into<OsString>) -> Builder {
+        self.env.push((name.to_owned(), value.into()));
         self
     }
 
@@ -96,6 +104,7 @@ impl Builder {
         let mut command = Command::new(BINARY);
         command.arg("mount").arg(&self.point).arg("--backing").arg(backings).arg("-f");
         command.args(["--passthrough", self.passthrough.word()]).arg("--log").arg(log).args(&self.args);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         if let Some(uid) = self.uid {
             command.uid(uid).gid(uid).env_remove("XDG_RUNTIME_DIR");
         }

@@ -238,13 +238,11 @@ fn nothing_leaks() {
         assert_eq!(other.hear(), "done");
         other.kill();
     };
+    let descriptors = || process::descriptors(&p.mount);
     client();
     drained(&p.mount);
     let open_files = p.mount.status()["open_files"].as_u64();
-    let descriptors = || process::descriptors(&p.mount);
-    process::until(&p.mount, "nothing of the client is left", |_| {
-        !descriptors().iter().any(|d| d.contains("pidfd") || d.contains("memfd"))
-    });
+    process::until(&p.mount, "nothing of the client is left", |_| process::left_of_the_dead(&p.mount) == 0);
     let before = descriptors();
     for _ in 0..20 {
         client();

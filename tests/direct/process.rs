@@ -54,6 +54,16 @@ pub(crate) fn descriptors(mount: &Mount) -> Vec<String> {
     targets.map(|t| t.to_string_lossy().into_owned()).collect()
 }
 
+/// How many of the daemon's descriptors are of processes that have ended, or of memory.
+pub(crate) fn left_of_the_dead(mount: &Mount) -> usize {
+    let dir = format!("/proc/{}/fdinfo", mount.pid());
+    let entries = std::fs::read_dir(dir).unwrap();
+    // A pidfd of a process that was reaped has no pid any more (pidfd_show_fdinfo in fs/pidfs.c).
+    let infos = entries.filter_map(|e| std::fs::read_to_string(e.unwrap().path()).ok());
+    let dead = infos.filter(|info| info.lines().any(|line| line.starts_with("Pid:") && line.ends_with("-1")));
+    dead.count() + descriptors(mount).iter().filter(|d| d.contains("memfd")).count()
+}
+
 /// Makes this process, which has one thread, an ordinary user's, as if that had logged in.
 pub(crate) fn become_user(uid: u32) {
     use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};

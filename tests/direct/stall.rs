@@ -184,11 +184,7 @@ fn killed_in_the_middle() {
     canary.holds(0, b"", "another process's buffer");
     let data = std::fs::read(&path).unwrap();
     assert!(data.iter().all(|b| *b == 5 || *b == 0), "its own bytes or none");
-    until(&p.mount, "no descriptor of it", |_| {
-        let held = process::descriptors(&p.mount);
-        // The test's own process is an owner, too.
-        held.iter().filter(|d| d.contains("pidfd")).count() <= 1 && !held.iter().any(|d| d.contains("memfd"))
-    });
+    until(&p.mount, "no descriptor of it", |_| process::left_of_the_dead(&p.mount) == 0);
 }
 
 /// The last close of a file doesn't wait for its transfer, and the transfer ends well.

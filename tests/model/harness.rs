@@ -59,6 +59,7 @@ impl Disks {
         let keep = if tight { 1 } else { 64 }.try_into().unwrap();
         let options = Options {
             exclusive,
+            shared_ttl: Default::default(),
             policies: Policies::new("hash", Default::default()).unwrap(),
             retention: Default::default(),
             open_dirs: keep,

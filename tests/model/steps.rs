@@ -291,13 +291,13 @@ impl Harness {
                     _ => Ok(()),
                 };
                 let value = vec![value; usize::from(value)];
-                if same(fs.setxattr(node, name.as_bytes(), &value, flags), want)?.is_some() {
+                if same(fs.setxattr(&caller(false), node, name.as_bytes(), &value, flags), want)?.is_some() {
                     self.model.inode_mut(ino).xattrs.insert(name.into(), value);
                 }
             }
             Xattr::Remove => {
                 let want = if takes { there.ok_or(missing) } else { Err(refused) };
-                if same(fs.removexattr(node, name.as_bytes()), want)?.is_some() {
+                if same(fs.removexattr(&caller(false), node, name.as_bytes()), want)?.is_some() {
                     self.model.inode_mut(ino).xattrs.remove(name);
                 }
             }

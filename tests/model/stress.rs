@@ -289,7 +289,7 @@ fn compare(indexed: &BTreeMap<String, (Kind, NodeId)>, raw: &BTreeMap<String, Ve
         missing.is_empty() && unknown.is_empty(),
         "in the index alone: {missing:?}\non disk alone: {unknown:?}"
     );
-    let mut per_backing = vec![0; BACKINGS];
+    let mut per_backing = [0; BACKINGS];
     let mut links = BTreeMap::<NodeId, u32>::new();
     for (path, (kind, node)) in indexed {
         let copies = &raw[path];

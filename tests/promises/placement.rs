@@ -53,7 +53,7 @@ fn by_gpu_knows_the_names_of_the_clients() {
 
 #[test]
 fn unknown_never_means_backing_0() {
-    for policy in ["by_gpu", "hash"] {
+    for policy in ["by_gpu", "hash", "round-robin", "most-free", "nearest"] {
         let lab = Lab::new();
         let mount = lab.mount(&lab.dirs(3)).arg("--placement").arg(policy).start();
         let mut on = [0usize; 3];

@@ -190,6 +190,41 @@ impl Gpus {
         }
     }
 
+    /// A backing joins: how data moves to and from it is found out in the background.
+    pub(crate) fn enter(self: &Arc<Gpus>, slot: Slot, dir: PathBuf) {
+        if !self.options.enabled {
+            return;
+        }
+        let gpus = self.clone();
+        let probe = move || {
+            // After the probe at the start, which says for whose GPUs.
+            let Ok(first) = gpus.found(Instant::now() + 2 * probe::DEADLINE) else { return };
+            let mut more =
+                probe::run(&gpus.executable, first.hip, std::slice::from_ref(&dir), probe::DEADLINE);
+            let Some(finding) = more.dirs.pop() else { return };
+            let Finding { path, why, detail } = &finding;
+            tracing::info!("GPU memory and {}: {path:?}, {why:?}: {detail}", dir.display());
+            gpus.change_dirs(|dirs| drop(dirs.insert(slot, finding)));
+        };
+        if let Err(e) = std::thread::Builder::new().name("kvfs-probe".into()).spawn(probe) {
+            tracing::warn!("a backing can't be tried with GPUs: {e}");
+        }
+    }
+
+    /// A backing has left.
+    pub(crate) fn leave(&self, slot: Slot) {
+        self.change_dirs(|dirs| drop(dirs.remove(&slot)));
+    }
+
+    fn change_dirs(&self, change: impl FnOnce(&mut HashMap<Slot, Finding>)) {
+        let mut found = self.found.lock();
+        if let Some(old) = found.as_deref() {
+            let mut dirs = old.dirs.clone();
+            change(&mut dirs);
+            *found = Some(Arc::new(Found { hip: old.hip, findings: old.findings.clone(), dirs }));
+        }
+    }
+
     /// How an op on a file of this backing goes now to memory that a client shares, and why no better.
     pub(crate) fn path(&self, slot: Slot) -> (Path, Why) {
         if !self.options.enabled {
@@ -361,7 +396,9 @@ fn by_cufile(path: Path) -> bool {
 
 /// The best of all backings, or else what the first of them has to say.
 fn best(found: &Found) -> (Path, Why) {
-    let dirs = &found.findings.dirs;
+    let mut slots: Vec<&Slot> = found.dirs.keys().collect();
+    slots.sort();
+    let dirs: Vec<&Finding> = slots.into_iter().filter_map(|slot| found.dirs.get(slot)).collect();
     let best = dirs.iter().find(|d| by_cufile(d.path)).or(dirs.iter().find(|d| d.path != Path::None));
     best.or(dirs.first()).map_or((Path::None, Why::NotProbed), |d| (d.path, d.why))
 }

@@ -1,31 +1,58 @@
 //! The host engine: a ring and its thread for each backing, so that a drive that hangs holds up its own
 //! transfers alone.
+//!
+//! What always holds: a ring that was started stays, also when its backing has left: it has nothing of it
+//! open but what is under way.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::Mapping;
 use super::ring::Ring;
 use crate::direct::abi::Path;
 use crate::direct::engine::{Engine, Op};
+use crate::index::{MAX_BACKINGS, Slot};
 
 /// io_uring into clients' memory.
 pub(crate) struct HostEngine {
-    rings: Arc<[Ring]>,
+    rings: Arc<Rings>,
+}
+
+/// By slot; those of backings that there have been.
+struct Rings {
+    started: [OnceLock<Ring>; MAX_BACKINGS],
+    starting: Mutex<()>,
+}
+
+impl Rings {
+    fn start(&self, slot: usize) -> io::Result<()> {
+        let _starting = self.starting.lock();
+        if let Some(place) = self.started.get(slot)
+            && place.get().is_none()
+        {
+            let _ = place.set(Ring::start(slot)?);
+        }
+        Ok(())
+    }
+
+    fn get(&self, slot: usize) -> Option<&Ring> {
+        self.started.get(slot)?.get()
+    }
 }
 
 /// A client's memory that the engine can reach.
 pub(crate) struct HostBuffer {
     pub(super) mapping: Mapping,
-    rings: Arc<[Ring]>,
+    rings: Arc<Rings>,
 }
 
 impl Drop for HostBuffer {
     fn drop(&mut self) {
-        for ring in &*self.rings {
+        for ring in self.rings.started.iter().filter_map(OnceLock::get) {
             ring.forget(self.mapping.serial());
         }
     }
@@ -34,7 +61,14 @@ impl Drop for HostBuffer {
 impl HostEngine {
     /// An engine for so many backings. Fails where the kernel or a container doesn't allow io_uring.
     pub(crate) fn new(backings: usize) -> io::Result<HostEngine> {
-        Ok(HostEngine { rings: (0..backings).map(Ring::start).collect::<io::Result<_>>()? })
+        let rings = Rings { started: [const { OnceLock::new() }; MAX_BACKINGS], starting: Mutex::new(()) };
+        (0..backings).try_for_each(|slot| rings.start(slot))?;
+        Ok(HostEngine { rings: Arc::new(rings) })
+    }
+
+    /// One backing more.
+    pub(crate) fn enter(&self, slot: Slot) -> io::Result<()> {
+        self.rings.start(slot.index())
     }
 
     /// Makes `len` bytes at `offset` of a client's memfd a buffer, to be written by READs if `writable`. The
@@ -57,17 +91,19 @@ impl Engine for HostEngine {
     }
 
     fn submit(&self, ops: Vec<Op>) {
-        let Some(first) = ops.first().map(|op| op.file.slot()) else { return };
-        if ops.iter().all(|op| op.file.slot() == first) {
-            return self.rings[first.index()].take(ops);
-        }
-        let mut by_ring: Vec<Vec<Op>> = self.rings.iter().map(|_| Vec::new()).collect();
+        let mut by_ring: Vec<(usize, Vec<Op>)> = Vec::with_capacity(1);
         for op in ops {
-            by_ring[op.file.slot().index()].push(op);
+            let slot = op.file.slot().index();
+            match by_ring.iter_mut().find(|(ring, _)| *ring == slot) {
+                Some((_, ops)) => ops.push(op),
+                None => by_ring.push((slot, vec![op])),
+            }
         }
-        for (ring, ops) in self.rings.iter().zip(by_ring) {
-            if !ops.is_empty() {
-                ring.take(ops);
+        for (slot, ops) in by_ring {
+            match self.rings.get(slot) {
+                Some(ring) => ring.take(ops),
+                // Its ring could not be started.
+                None => ops.into_iter().for_each(|op| op.fail(libc::EIO)),
             }
         }
     }

@@ -49,6 +49,13 @@ pub enum Client {
     LlmdFs,
 }
 
+impl Client {
+    /// Whether one process writes the files of all GPUs: what it uses itself says nothing of a file with a rank.
+    pub fn writes_for_others(self) -> bool {
+        matches!(self, Self::LmcacheMp | Self::LmcacheMpNixl)
+    }
+}
+
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -161,6 +168,23 @@ pub fn key(name: &[u8]) -> &[u8] {
     let key = key.strip_suffix(b".data").unwrap_or(key);
     // A name such as `.tmp` or `.data` is left as it is rather than made empty.
     if key.is_empty() { name } else { key }
+}
+
+/// Which of the two files of one key a name is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The data, which is written first.
+    Data,
+    /// The `.metadata` that goes with it.
+    Metadata,
+}
+
+/// The part that a name is for, of a client that keeps a key in two files: LMCache's `GdsBackend`. Both parts
+/// have the same [`key`].
+pub fn part(name: &[u8]) -> Option<Part> {
+    let name = undecorated(name);
+    lmcache::gds_stem(name)?;
+    Some(if name.ends_with(b".metadata") { Part::Metadata } else { Part::Data })
 }
 
 /// Takes off `.tmp{8 hex}` (LMCache gds), `.tmp.{32 hex}` (LMCache nixl_store_dynamic) or `.tmp.{decimal}`
