@@ -37,6 +37,11 @@ impl Error {
         self.slot
     }
 
+    /// Whether it's for want of room, which may come.
+    pub fn is_full(self) -> bool {
+        matches!(self.errno, Errno::NOSPC | Errno::DQUOT)
+    }
+
     /// How loudly to log it: a fault of a drive or of ours is a warning, everything else is an answer.
     pub fn level(self) -> Level {
         match self.errno {

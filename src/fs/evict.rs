@@ -18,11 +18,11 @@ use rustix::io::Errno;
 
 use super::attr::stat_fd;
 use super::ghost::Evicted;
+use super::lease::{self, Users};
 use super::rules::taken;
 use super::{Changed, DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::List;
 use crate::index::{DirId, FileRef, Index, Node, Slot, What};
-use crate::io::{self, Users};
 use crate::retention::{CREATOR_XATTR, Creators, Outcome, Record, Seen, Store, Victim, Writers, pair};
 
 /// How long a create may wait for room.
@@ -100,16 +100,18 @@ impl Fs {
         self.is_idle(victim)?;
         let (fd, stat) =
             open_to_evict(&parent, name, |stat| self.is_file(stat, file)).map_err(Error::on(file.slot))?;
-        if stat.stx_nlink > 1 || for_room && taken(&stat, self.is_shared(file.slot)) == 0 {
+        let bytes = taken(&stat, self.is_shared(file.slot));
+        if stat.stx_nlink > 1 || for_room && bytes == 0 {
             return Err(Errno::MLINK.into());
         }
         // What is kept for a next open counts as a use.
         self.open.forget_idle(file.node());
         let fd = Arc::new(fd);
-        let users = io::users(&fd);
-        if matches!(users, Users::Some) {
-            return Err(Errno::BUSY.into());
-        }
+        let lease = match lease::users(&fd) {
+            Users::None(lease) => Some(lease),
+            Users::Some => return Err(Errno::BUSY.into()),
+            Users::Unknown => None,
+        };
         let shadows = self.index.read().shadows(entry);
         self.remove_copies(dir, name, shadows)?;
         rustix::fs::unlinkat(&parent, name, AtFlags::empty()).map_err(Error::on(file.slot))?;
@@ -128,9 +130,9 @@ impl Fs {
         };
         self.decisions.lock().pop(&file.node());
         if !is_known {
-            return Ok(taken(&stat, self.is_shared(file.slot)));
+            return Ok(bytes);
         }
-        if matches!(users, Users::None(_)) && !self.retention.options.keeps_content && is_nameless(&fd) {
+        if lease.is_some() && !self.retention.options.keeps_content && is_nameless(&fd) {
             // A create that waits for the room may keep an older kernel from forgetting the file.
             let _ = rustix::fs::ftruncate(&fd, 0);
         }
@@ -139,7 +141,7 @@ impl Fs {
             changed(Changed { node: file.node(), pages: None, end: None });
         }
         self.tell_gone(dir, name, file.node());
-        Ok(taken(&stat, self.is_shared(file.slot)))
+        Ok(bytes)
     }
 
     /// EBUSY if a file is in use, or was used since it was chosen; ESTALE if it's another one by now.
@@ -242,18 +244,18 @@ impl Fs {
     /// Makes what found no room in a directory, when there may be some: ENOSPC or EDQUOT if there won't be within
     /// some seconds.
     pub fn when_there_is_room<T>(&self, parent: NodeId, make: impl Fn() -> Result<T>) -> Result<T> {
+        let is_admitted = || match parent.node() {
+            Some(Node::Dir(dir)) => self.admit(dir).is_ok(),
+            _ => true,
+        };
+        let has_room = || self.has_room() && is_admitted();
         let until = Instant::now() + PATIENCE;
-        let Some(Node::Dir(dir)) = parent.node() else { return make() };
         let is_kept_free = || self.backings().iter().any(|b| b.space.promised() > 0);
-        let has_room = || self.has_room() && self.admit(dir).is_ok();
         loop {
             let found = self.retention.wait_for_room(until, has_room, is_kept_free);
             match make() {
                 // Others who waited were faster.
-                Err(e)
-                    if found
-                        && matches!(e.errno(), Errno::NOSPC | Errno::DQUOT)
-                        && Instant::now() < until => {}
+                Err(e) if found && e.is_full() && Instant::now() < until => {}
                 made => return made,
             }
         }
@@ -300,31 +302,29 @@ impl Held {
         self.forgotten.lock().push((node, fd));
     }
 
-    /// A backing goes: nothing of it is held any more.
-    pub(super) fn leave(&self, slot: Slot) {
-        let is_here = |node: &NodeId| matches!(node.node(), Some(Node::File(at, _)) if at == slot);
-        let mut files = self.files.lock();
-        let (gone, left) = files.drain().partition::<HashMap<_, _>, _>(|(node, _)| is_here(node));
-        *files = left;
-        self.count.store(files.len(), Relaxed);
-        drop(files);
-        drop(gone);
-        self.close(slot);
-    }
-
     fn is_full(&self) -> bool {
         self.count.load(Relaxed) >= self.most
     }
 
+    /// A backing goes: nothing of it is kept.
+    pub(super) fn leave(&self, slot: Slot) {
+        let here: Vec<NodeId> = self.files.lock().keys().copied().filter(|node| is_on(*node, slot)).collect();
+        here.into_iter().for_each(|node| self.forget(node));
+        self.close(slot);
+    }
+
     /// Closes what was forgotten on a backing.
     fn close(&self, slot: Slot) {
-        let is_here = |node: NodeId| matches!(node.node(), Some(Node::File(at, _)) if at == slot);
         let mut forgotten = self.forgotten.lock();
-        let (close, keep) = forgotten.drain(..).partition::<Vec<_>, _>(|(node, _)| is_here(*node));
+        let (close, keep) = forgotten.drain(..).partition::<Vec<_>, _>(|(node, _)| is_on(*node, slot));
         *forgotten = keep;
         drop(forgotten);
         drop(close);
     }
+}
+
+fn is_on(node: NodeId, slot: Slot) -> bool {
+    matches!(node.node(), Some(Node::File(at, _)) if at == slot)
 }
 
 /// Opens the file of this name with `O_PATH`, if it's the right one.

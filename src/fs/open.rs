@@ -96,11 +96,11 @@ pub(super) struct OpenTable {
     idle: Mutex<LruCache<NodeId, Arc<OpenNode>>>,
     /// Removed files whose nodes the kernel hasn't forgotten yet.
     removed: Mutex<LruCache<NodeId, Arc<OpenNode>>>,
+    /// The same of evicted ones, which are never opened again.
+    pub(super) evicted: super::evict::Held,
     /// Inodes of files that were moved, whose nodes the kernel hasn't forgotten yet: they can't be opened any
     /// more, and their numbers can't become other files'.
     moved: Mutex<LruCache<NodeId, OwnedFd>>,
-    /// The same of evicted ones, which are never opened again.
-    pub(super) evicted: super::evict::Held,
     handles: RwLock<Slab<Arc<Handle>>>,
 }
 
@@ -110,8 +110,8 @@ impl OpenTable {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             idle: Mutex::new(LruCache::new(idle)),
             removed: Mutex::new(LruCache::new(idle)),
-            moved: Mutex::new(LruCache::new(idle)),
             evicted: super::evict::Held::new(idle),
+            moved: Mutex::new(LruCache::new(idle)),
             handles: RwLock::new(Slab::new()),
         }
     }
@@ -241,9 +241,9 @@ impl OpenTable {
             let gone: Vec<NodeId> = table.iter().map(|(node, _)| *node).filter(on).collect();
             gone.iter().filter_map(|node| table.pop(node)).collect()
         }
-        self.evicted.leave(slot);
         // Dropped when no lock is held.
         drop((take(&self.idle, slot), take(&self.removed, slot), take(&self.moved, slot)));
+        self.evicted.leave(slot);
     }
 
     /// How many opens there are of files on a backing, and how many of those may write.

@@ -87,18 +87,13 @@ impl Adapter {
     /// Makes something new and answers: at once, or when there is room for it.
     fn make<T, R: Send + 'static>(
         &self,
-        op: Op,
-        parent: NodeId,
+        (op, dir): (Op, crate::index::NodeId),
         reply: R,
         make: impl Fn(&Fs) -> fs::Result<T> + Send + 'static,
         answer: impl FnOnce(&Adapter, R, Result<T, Errno>) + Send + 'static,
     ) {
         let made = self.run(op, |fs| match make(fs) {
-            Err(e)
-                if matches!(e.errno().raw_os_error(), libc::ENOSPC | libc::EDQUOT) && fs.room_may_come() =>
-            {
-                Ok(None)
-            }
+            Err(e) if e.is_full() && fs.room_may_come() => Ok(None),
             made => made.map(Some),
         });
         match made {
@@ -108,7 +103,7 @@ impl Adapter {
             Ok(None) => {
                 let adapter = self.clone();
                 let wait = move || {
-                    let made = adapter.run(op, |fs| fs.when_there_is_room(parent, || make(fs)));
+                    let made = adapter.run(op, |fs| fs.when_there_is_room(dir, || make(fs)));
                     answer(&adapter, reply, made);
                 };
                 if let Err(e) = std::thread::Builder::new().name("kvfs-room".into()).spawn(wait) {
@@ -275,7 +270,12 @@ impl Filesystem for Adapter {
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
         let (caller, parent, name) = (caller(req), node(parent), name.as_bytes().to_vec());
-        self.make(Op::Mkdir, parent, reply, move |fs| fs.mkdir(&caller, parent, &name, mode), Adapter::entry);
+        self.make(
+            (Op::Mkdir, parent),
+            reply,
+            move |fs| fs.mkdir(&caller, parent, &name, mode),
+            Adapter::entry,
+        );
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -358,7 +358,7 @@ impl Filesystem for Adapter {
     ) {
         let (caller, parent, name) = (caller(req), node(parent), name.as_bytes().to_vec());
         let create = move |fs: &Fs| fs.create(&caller, parent, &name, mode, flags);
-        self.make(Op::Create, parent, reply, create, Adapter::created);
+        self.make((Op::Create, parent), reply, create, Adapter::created);
     }
 
     fn read(

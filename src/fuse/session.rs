@@ -107,12 +107,14 @@ impl Session {
         let notifier = self.session.notifier();
         let pruner = Pruner::new(self.session.as_fd().try_clone_to_owned()?);
         Ok(move |parent, name: &[u8], node: Option<NodeId>| {
+            if node.is_some_and(|node| pruner.prune(node.0)) {
+                return;
+            }
+            // This takes the directory's lock. A daemon that is killed while a client has it, and waits for the
+            // daemon, would not end before the connection is aborted.
             let (parent, name) = (super::convert::ino(parent), OsStr::from_bytes(name));
             // An error of these means that the kernel doesn't have the name, or that the session has ended.
             let _ = match node {
-                Some(node) if pruner.prune(node.0) => return,
-                // This takes the directory's lock. A daemon that is killed while a client has it, and waits for
-                // the daemon, would not end before the connection is aborted.
                 Some(node) => notifier.delete(parent, super::convert::ino(node), name),
                 None => notifier.inval_entry(parent, name),
             };

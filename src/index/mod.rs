@@ -317,7 +317,6 @@ impl Index {
 
     /// Takes a name away, and with an (empty) directory's name the directory.
     pub fn remove(&mut self, entry: EntryId) {
-        let size = self.size(entry);
         self.uncount(entry);
         self.detach(entry);
         self.forget_entry(entry);
@@ -326,10 +325,7 @@ impl Index {
             What::Dir(dir) => {
                 self.dirs.remove(&dir);
             }
-            What::File(file) => {
-                self.files[file.slot.index()] -= 1;
-                self.bequeath(file, size);
-            }
+            What::File(file) => self.files[file.slot.index()] -= 1,
         }
         self.free_entry(entry);
     }

@@ -230,16 +230,6 @@ impl Index {
         }
     }
 
-    /// The entry is gone: if its file has another name that the kernel knows, that has its size from now on.
-    pub(super) fn bequeath(&self, file: super::FileRef, size: u64) {
-        if size > 0
-            && let Some(heir) = self.known(file.slot, file.ino)
-            && self.size(heir) == 0
-        {
-            self.set_size(heir, size);
-        }
-    }
-
     /// The entry has its new place or backing: its size joins the sums.
     pub(super) fn recount(&self, entry: EntryId) {
         if let Some(What::File(file)) = self.live(entry) {
@@ -301,20 +291,6 @@ mod tests {
         let again = add(&mut index, DirId::ROOT, "b", 0, 8);
         assert_eq!(again, entry);
         assert_eq!((index.use_of(again), index.size(again)), Default::default());
-    }
-
-    #[test]
-    fn a_file_with_two_names_is_counted_once() {
-        let mut index = Index::new(1);
-        index.start_counting();
-        let (a, b) = (add(&mut index, DirId::ROOT, "a", 0, 7), add(&mut index, DirId::ROOT, "b", 0, 7));
-        index.remember(a);
-        index.remember(b);
-        index.set_size(a, 8192);
-        index.remove(a);
-        assert_eq!((index.size(b), index.bytes_on(Slot(0))), (8192, 8192));
-        index.remove(b);
-        assert_eq!(index.bytes_on(Slot(0)), 0);
     }
 
     #[test]

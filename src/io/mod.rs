@@ -5,7 +5,6 @@
 //! kernel.
 
 mod buffer;
-mod lease;
 mod passthrough;
 mod psync;
 mod uring;
@@ -15,7 +14,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-pub use lease::{Users, users};
 pub use passthrough::{BackingRegistry, Registered};
 
 /// Told the bytes read.

@@ -249,16 +249,7 @@ impl Creators {
 
     /// A process of which nothing is left but its exit status has no memory any more.
     fn is_there(&self, process: Process) -> bool {
-        let Some((state, start)) = stat_of(&self.proc, process.pid) else { return false };
-        start == process.start && (!matches!(state, b'Z' | b'X') || self.has_threads(process.pid))
-    }
-
-    /// Whether threads go on without the first one, which has ended.
-    fn has_threads(&self, pid: u32) -> bool {
-        let tasks = fs::read_dir(self.proc.join(pid.to_string()).join("task"));
-        tasks.is_ok_and(|tasks| {
-            tasks.flatten().any(|task| task.file_name().to_str() != Some(&pid.to_string()))
-        })
+        self.processes.is_alive(process.pid, process.start)
     }
 }
 
@@ -268,17 +259,10 @@ pub struct Unseen;
 
 /// When a process began, in clock ticks since the boot.
 fn start_of(proc: &Path, pid: u32) -> Option<u64> {
-    stat_of(proc, pid).map(|(_, start)| start)
-}
-
-/// A process's state, and when it began.
-fn stat_of(proc: &Path, pid: u32) -> Option<(u8, u64)> {
     let stat = fs::read(proc.join(pid.to_string()).join("stat")).ok()?;
     // The name, in parentheses, may have anything in it.
     let after = stat.iter().rposition(|b| *b == b')')?;
-    let mut fields = std::str::from_utf8(&stat[after + 1..]).ok()?.split_ascii_whitespace();
-    let state = *fields.next()?.as_bytes().first()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
+    std::str::from_utf8(&stat[after + 1..]).ok()?.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 /// Whether a process might have KV-cache files in its memory, by its arguments (which an engine's workers
@@ -294,9 +278,8 @@ fn may_be_client(cmdline: &[u8], program: &Path) -> bool {
 mod tests {
     use super::*;
 
-    fn with_proc(proc: impl Into<PathBuf>) -> Creators {
-        let proc = proc.into();
-        Creators::new(proc.clone(), Arc::new(Processes::new(proc)))
+    fn with_proc(proc: &str) -> Creators {
+        Creators::new(proc, Arc::new(Processes::new(proc)))
     }
 
     #[test]
@@ -337,19 +320,6 @@ mod tests {
         assert_eq!(creators.confirmed(code, Some(&record)), GONE, "by another process");
         assert_eq!(creators.confirmed(me, mine.as_ref()), me);
         assert_eq!(creators.confirmed(UNDECIDED, None), UNDECIDED);
-    }
-
-    #[test]
-    fn a_process_lives_as_long_as_its_last_thread() {
-        let proc = Fake::new(INIT_PID_NAMESPACE);
-        proc.process(10, 'Z', 500, "");
-        let creators = proc.creators();
-        let process = Process { pid: 10, start: 500 };
-        assert!(!creators.is_there(process));
-        fs::create_dir(proc.0.path().join("10/task/11")).unwrap();
-        assert!(creators.is_there(process), "its first thread has ended, another hasn't");
-        assert!(!creators.is_there(Process { pid: 10, start: 501 }));
-        assert!(!creators.is_there(Process { pid: 12, start: 500 }));
     }
 
     #[test]
@@ -430,7 +400,7 @@ mod tests {
         }
 
         fn creators(&self) -> Creators {
-            with_proc(self.0.path())
+            Creators::new(self.0.path(), Arc::new(Processes::new(self.0.path())))
         }
 
         fn process(&self, pid: u32, state: char, start: u64, cmdline: &str) {

@@ -38,6 +38,9 @@ pub use status::{BackingPlan, EvictPlan, PlannedVictim, RetentionStatus};
 /// How often who waits for room looks whether it's there.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Creates that may wait for room at a time. More clients at once are told at once that there is none.
+const MOST_WAITING: usize = 512;
+
 /// What may be evicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Evict {
@@ -137,9 +140,6 @@ pub(crate) struct Counts {
     pub(crate) refused: AtomicU64,
 }
 
-/// Creates that may wait for room at a time: each has a thread. More clients are told at once that there is none.
-const MOST_WAITING: usize = 512;
-
 /// A create that waits.
 struct Waiting<'a>(&'a AtomicUsize);
 
@@ -170,10 +170,10 @@ pub struct Retention {
     changed: Condvar,
     /// Something was done.
     ended: Condvar,
-    /// When it was last looked whether creators have ended.
-    buried: Mutex<Option<Instant>>,
     /// Creates that wait now.
     waiting: AtomicUsize,
+    /// When it was last looked whether creators have ended.
+    buried: Mutex<Option<Instant>>,
 }
 
 impl Retention {
@@ -187,8 +187,8 @@ impl Retention {
             pressure: Mutex::default(),
             changed: Condvar::new(),
             ended: Condvar::new(),
-            buried: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            buried: Mutex::default(),
         })
     }
 
@@ -304,8 +304,9 @@ pub(crate) fn place(index: &Index, entry: EntryId) -> (DirId, Vec<u8>) {
 mod tests {
     use super::*;
 
-    fn processes() -> Arc<Processes> {
-        Arc::new(Processes::new("/proc"))
+    fn evicting(evict: Evict) -> Arc<Retention> {
+        let options = RetentionOptions { evict, ..Default::default() };
+        Retention::new(options, Arc::new(Processes::new("/proc")))
     }
 
     #[test]
@@ -349,20 +350,19 @@ mod tests {
 
     #[test]
     fn who_waits_is_let_go_when_nothing_can_be_evicted() {
-        let retention = Retention::new(RetentionOptions::default(), processes());
+        let retention = evicting(Evict::Orphans);
         let worker = retention.pressure.lock().enter(1);
         let evictor = retention.clone();
         let rounds = std::thread::spawn(move || ends_a_round(&evictor, &worker));
         assert!(!retention.wait_for_room(soon(), || false, || false));
         rounds.join().unwrap();
-        let never =
-            Retention::new(RetentionOptions { evict: Evict::Never, ..Default::default() }, processes());
+        let never = evicting(Evict::Never);
         assert!(never.wait_for_room(Instant::now(), || true, || false));
     }
 
     #[test]
     fn a_drive_that_hangs_is_not_waited_for() {
-        let retention = Retention::new(RetentionOptions::default(), processes());
+        let retention = evicting(Evict::Orphans);
         let hung = retention.pressure.lock().enter(1);
         retention.pressure.lock().begin(&hung);
         let worker = retention.pressure.lock().enter(2);
@@ -378,7 +378,7 @@ mod tests {
 
     #[test]
     fn rounds_asked_for_by_many_are_one() {
-        let retention = Retention::new(RetentionOptions::default(), processes());
+        let retention = evicting(Evict::Orphans);
         let worker = retention.pressure.lock().enter(1);
         retention.kick();
         retention.kick();

@@ -68,19 +68,19 @@ const AT_A_TIME: u32 = 8192;
 
 /// Where victims are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scope {
+pub(super) enum From {
     /// On a backing.
     Backing(Slot),
     /// In a directory and below it, on these backings.
     Below(DirId, SlotSet),
 }
 
-impl Scope {
+impl From {
     /// `known` keeps which directories are below.
     fn has(self, index: &Index, entry: EntryId, file: FileRef, known: &mut HashMap<DirId, bool>) -> bool {
         match self {
-            Scope::Backing(slot) => file.slot == slot,
-            Scope::Below(top, slots) => {
+            From::Backing(slot) => file.slot == slot,
+            From::Below(top, slots) => {
                 let dir = index.place(entry).0;
                 slots.has(file.slot) && *known.entry(dir).or_insert_with(|| index.is_within(dir, top))
             }
@@ -90,8 +90,8 @@ impl Scope {
 
 /// Which files are to be chosen.
 pub(super) struct Choice<'a> {
-    /// From there.
-    pub(super) place: Scope,
+    /// Of these.
+    pub(super) from: From,
     /// By this rule.
     pub(super) evict: Evict,
     /// At most so many.
@@ -104,7 +104,7 @@ pub(super) struct Choice<'a> {
 
 /// The files that go first, in order.
 pub(super) fn choose(index: &RwLock<Index>, choice: &Choice<'_>) -> Vec<Victim> {
-    let Choice { place: from, evict, most, unseen_from, stays } = *choice;
+    let Choice { from, evict, most, unseen_from, stays } = *choice;
     let last = match evict {
         Evict::Never => return Vec::new(),
         Evict::Orphans => Class::Orphan,
@@ -154,15 +154,8 @@ pub(super) fn choose(index: &RwLock<Index>, choice: &Choice<'_>) -> Vec<Victim> 
             return None;
         }
         let creator = index.use_of(entry).0;
-        from.has(&index, entry, file, &mut below).then_some(Victim {
-            entry,
-            file,
-            dir,
-            name,
-            class,
-            creator,
-            used,
-        })
+        let is_there = from.has(&index, entry, file, &mut below);
+        is_there.then_some(Victim { entry, file, dir, name, class, creator, used })
     };
     chosen.into_iter().filter_map(victim).collect()
 }
@@ -203,12 +196,12 @@ mod tests {
         entry
     }
 
-    fn all(index: &RwLock<Index>, slot: u8, evict: Evict, most: usize) -> Vec<Victim> {
-        choose_from(index, Scope::Backing(Slot(slot)), evict, most)
+    fn from(index: &RwLock<Index>, from: From, evict: Evict, most: usize) -> Vec<Victim> {
+        choose(index, &Choice { from, evict, most, unseen_from: None, stays: &|_, _| false })
     }
 
-    fn choose_from(index: &RwLock<Index>, place: Scope, evict: Evict, most: usize) -> Vec<Victim> {
-        choose(index, &Choice { place, evict, most, unseen_from: None, stays: &|_, _| false })
+    fn all(index: &RwLock<Index>, slot: u8, evict: Evict, most: usize) -> Vec<Victim> {
+        from(index, From::Backing(Slot(slot)), evict, most)
     }
 
     fn names(victims: &[Victim]) -> Vec<&str> {
@@ -251,6 +244,22 @@ mod tests {
     }
 
     #[test]
+    fn what_stays_makes_place_for_what_may_go() {
+        let mut index = Index::new(1);
+        let entries: Vec<_> = (0..9).map(|n| add(&mut index, &format!("f{n}"), 0, 0, n)).collect();
+        let index = RwLock::new(index);
+        let choice = |unseen_from, stays: &dyn Fn(EntryId, NodeId) -> bool| {
+            let from = From::Backing(Slot(0));
+            let choice = Choice { from, evict: Evict::Lru, most: 2, unseen_from, stays };
+            names(&choose(&index, &choice)).join(" ")
+        };
+        assert_eq!(choice(None, &|_, _| false), "f0 f1");
+        assert_eq!(choice(None, &|entry, _| entries[..5].contains(&entry)), "f5 f6");
+        assert_eq!(choice(Some(0), &|_, _| false), "f1 f2", "nobody knows how old it is");
+        assert_eq!(choice(Some(1), &|_, _| false), "f0 f1", "nobody will find out");
+    }
+
+    #[test]
     fn a_tenants_files_alone() {
         let mut index = Index::new(2);
         let tenant = index.add_dir(DirId::ROOT, b"t", SlotSet::first(2)).unwrap().unwrap();
@@ -261,25 +270,12 @@ mod tests {
             index.rename(entry, dir, name.as_bytes()).unwrap();
         }
         let index = RwLock::new(index);
-        let below = |slots| names(&choose_from(&index, Scope::Below(tenant, slots), Evict::Lru, 9)).len();
-        assert_eq!(below(SlotSet::first(2)), 2);
-        assert_eq!(below(SlotSet::one(Slot(1))), 1, "the other backing isn't evicted from");
-    }
-
-    #[test]
-    fn what_stays_makes_place_for_what_may_go() {
-        let mut index = Index::new(1);
-        let entries: Vec<_> = (0..9).map(|n| add(&mut index, &format!("f{n}"), 0, 0, n)).collect();
-        let index = RwLock::new(index);
-        let choice = |unseen_from, stays: &dyn Fn(EntryId, NodeId) -> bool| {
-            let choice =
-                Choice { place: Scope::Backing(Slot(0)), evict: Evict::Lru, most: 2, unseen_from, stays };
-            names(&choose(&index, &choice)).join(" ")
+        let below = |slots| {
+            let chosen = from(&index, From::Below(tenant, slots), Evict::Lru, 9);
+            names(&chosen).join(" ")
         };
-        assert_eq!(choice(None, &|_, _| false), "f0 f1");
-        assert_eq!(choice(None, &|entry, _| entries[..5].contains(&entry)), "f5 f6");
-        assert_eq!(choice(Some(0), &|_, _| false), "f1 f2", "nobody knows how old it is");
-        assert_eq!(choice(Some(1), &|_, _| false), "f0 f1", "nobody will find out");
+        assert_eq!(below(SlotSet::first(2)), "one two");
+        assert_eq!(below(SlotSet::one(Slot(1))), "two", "the other backing isn't evicted from");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::evictor::INTERVAL;
-use super::plan::{self, Choice, Scope};
+use super::plan::{self, Choice, From};
 use super::pressure::Worker;
 use super::survey::Survey;
 use super::{Class, Evict, Outcome, Retention, Store, Victim, recency};
@@ -257,7 +257,7 @@ impl Evicting {
             }
             let before = (taken.gone(), taken.bytes, taken.refused.len());
             let room = Ledger::of(backing);
-            let victims = self.choose(backing, &taken);
+            let victims = self.choose(From::Backing(backing.slot), &taken);
             self.take(victims, missing, &mut taken);
             let freed = taken.bytes - before.1;
             ordered = ordered.saturating_sub(freed);
@@ -290,30 +290,38 @@ impl Evicting {
         }
     }
 
-    /// Evicts from directories that are near their quotas; of what's missing, this file system's part.
+    /// Evicts from directories that are near their quotas: of the files that go first there, those on these
+    /// backings. The others' threads see to the rest.
     fn relieve_tenants(&mut self, backings: &[Arc<Backing>]) {
         if !self.retention.evicts() {
             return;
         }
-        let slots: SlotSet = backings.iter().filter(|b| b.evictable).map(|b| b.slot).collect();
         let all = self.store.backings();
+        let evictable: SlotSet = all.iter().filter(|b| b.evictable).map(|b| b.slot).collect();
+        let mine: SlotSet = backings.iter().map(|b| b.slot).collect();
         let typical = all.iter().map(|b| b.space.typical()).max().unwrap_or(0);
-        let (mine, of) = (u64::from(slots.len()), all.iter().filter(|b| b.evictable).count().max(1) as u64);
         let quotas: Vec<_> = self.store.index().read().quotas().collect();
         for (dir, limit, used) in quotas {
-            let balance = i64::try_from(limit).unwrap_or(i64::MAX) - i64::try_from(used).unwrap_or(i64::MAX);
-            let missing = self.retention.options.marks.of(limit, balance, typical).missing();
-            if missing == 0 || slots.is_empty() || self.stopping() {
+            let balance = i64::try_from(limit)
+                .unwrap_or(i64::MAX)
+                .saturating_sub(i64::try_from(used).unwrap_or(i64::MAX));
+            let level = self.retention.options.marks.of(limit, balance, typical);
+            if level.missing() == 0 || self.alone_until.is_some() {
                 continue;
             }
             let mut taken = Taken::default();
-            let victims = self.choose_from(Scope::Below(dir, slots), &taken);
-            self.take(victims, (missing * mine).div_ceil(of), &mut taken);
+            let mut victims = self.choose(From::Below(dir, evictable), &taken);
+            let mut enough = 0;
+            victims.retain(|victim| {
+                let is_wanted = enough < level.missing();
+                enough += self.store.index().read().size(victim.entry);
+                is_wanted && mine.has(victim.file.slot)
+            });
+            self.take(victims, u64::MAX, &mut taken);
             if taken.gone() > 0 {
-                self.retention.ended.notify_all();
                 let path = self.store.index().read().path(dir);
                 tracing::info!(
-                    "/{}: evicted {} files of {} bytes, for its quota of {limit}",
+                    "{}: evicted {} files of {} bytes, for its quota of {limit}",
                     String::from_utf8_lossy(&path),
                     taken.gone(),
                     taken.bytes
@@ -322,16 +330,12 @@ impl Evicting {
         }
     }
 
-    fn choose(&self, backing: &Backing, taken: &Taken) -> Vec<Victim> {
-        self.choose_from(Scope::Backing(backing.slot), taken)
-    }
-
-    fn choose_from(&self, place: Scope, taken: &Taken) -> Vec<Victim> {
+    fn choose(&self, from: From, taken: &Taken) -> Vec<Victim> {
         let stays = |entry: EntryId, node: NodeId| {
             !taken.refused.is_empty() && taken.refused.contains(&entry) || self.store.is_open(node)
         };
         let choice = Choice {
-            place,
+            from,
             evict: self.retention.options.evict,
             most: AT_A_TIME,
             unseen_from: self.survey.as_ref().map(|survey| survey.next),
@@ -468,8 +472,8 @@ impl Retention {
         }
         self.bury_creators(store, true);
         let stays = |_, node| store.is_open(node);
-        let (place, evict) = (Scope::Backing(backing.slot), self.options.evict);
-        let choice = Choice { place, evict, most: PLANNED, unseen_from: None, stays: &stays };
+        let (from, evict) = (From::Backing(backing.slot), self.options.evict);
+        let choice = Choice { from, evict, most: PLANNED, unseen_from: None, stays: &stays };
         for victim in plan::choose(store.index(), &choice) {
             if plan.bytes >= wanted {
                 break;

@@ -45,7 +45,7 @@ fn all_there_once(mount: &Mount) {
 
 fn dying(builder: Builder, point: &str) -> Mount {
     // Not at the first file: some are moved, some aren't.
-    builder.env("KVFS_FAULT_ABORT_AT", &format!("{point}:7")).start()
+    builder.env("KVFS_FAULT_ABORT_AT", format!("{point}:7")).start()
 }
 
 #[test]

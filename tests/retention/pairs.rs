@@ -122,7 +122,7 @@ fn both_go_or_both_stay() {
     for i in 0..4 {
         old(&backing, &data(i), DATA as u64, 9000);
         // Metadata that is used later than its data, or earlier.
-        old(&backing, &metadata(i), 4096, if i % 2 == 0 { 100 } else { 90_000 });
+        old(&backing, &metadata(i), 4096, if i % 2 == 0 { 90_000 } else { 100 });
     }
     old(&backing, &metadata(9), 4096, 50_000);
     let mount = mount(&lab, std::slice::from_ref(&backing), "lru", &[]).start();
