@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, Statx};
 use rustix::io::Errno;
 
 use super::attr::stat_fd;
-use super::rules::taken;
+use super::counting::taken;
 use super::{DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::List;
 use crate::index::{DirId, FileRef, Index, Node, What};

@@ -338,7 +338,7 @@ impl Fs {
         };
         if let Ok(entry) = index.add_file(dir, name, file)? {
             if index.is_counting() && stat.stx_nlink == 1 {
-                index.set_size(entry, super::rules::taken(stat, self.is_shared(*slot)));
+                index.set_size(entry, super::counting::taken(stat, self.is_shared(*slot)));
             }
             let others = found.iter().map(|(slot, ..)| *slot).collect::<SlotSet>();
             index.set_shadows(entry, others.without(*slot));
