@@ -17,9 +17,9 @@ use rustix::fs::{AtFlags, Mode, OFlags, Statx, XattrFlags};
 use rustix::io::Errno;
 
 use super::attr::stat_fd;
+use super::counting::taken;
 use super::ghost::Evicted;
 use super::lease::{self, Users};
-use super::rules::taken;
 use super::{Changed, DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::List;
 use crate::index::{DirId, FileRef, Index, Node, Slot, What};

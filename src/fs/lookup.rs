@@ -354,7 +354,7 @@ impl Fs {
         if let Ok(entry) = index.add_file(dir, name, file)? {
             index.used_at(entry, self.retention.now());
             if index.is_counting() && stat.stx_nlink == 1 {
-                index.set_size(entry, super::rules::taken(stat, self.is_shared(*slot)));
+                index.set_size(entry, super::counting::taken(stat, self.is_shared(*slot)));
             }
             let others = found.iter().map(|(slot, ..)| *slot).collect::<SlotSet>();
             index.set_shadows(entry, others.without(*slot));

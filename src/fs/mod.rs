@@ -8,6 +8,7 @@
 
 mod attr;
 mod copy;
+mod counting;
 mod creds;
 mod data;
 mod dirs;

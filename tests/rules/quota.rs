@@ -261,8 +261,10 @@ fn whatever_changes_a_size_is_counted() {
     drop(fd);
     wait_used(&mount, "t", M);
     // A copy, while the files are open.
-    let (from, to) =
-        (sys::open(&path, libc::O_RDONLY, 0).unwrap(), sys::create(mount.path("t/copy")).unwrap());
+    write(&mount.path("t/copy"), 1).unwrap();
+    wait_used(&mount, "t", M + 4096);
+    let from = sys::open(&path, libc::O_RDONLY, 0).unwrap();
+    let to = sys::open(mount.path("t/copy"), libc::O_RDWR, 0).unwrap();
     assert_eq!(sys::copy_file_range(&from, 0, &to, 0, MIB), Ok(MIB));
     wait_used(&mount, "t", 2 * M);
     sys::unlink(mount.path("t/copy")).unwrap();
@@ -286,7 +288,10 @@ fn what_the_fast_path_writes_counts_before_the_file_is_closed() {
     let client = Client::open(mount.point()).unwrap();
     let buffer = HostBuffer::new(2 * MIB, Pages::Ordinary).unwrap();
     let registered = client.register(&buffer, Access::Both).unwrap();
-    let file = File::create(mount.path("t/f")).unwrap();
+    write(&mount.path("t/f"), 1).unwrap();
+    wait_used(&mount, "t", 4096);
+    let both = std::fs::OpenOptions::new().read(true).write(true).clone();
+    let file = File::with(&mount.path("t/f"), &both).unwrap();
     assert_eq!(file.write(0, &registered, 0, 2 * M).unwrap(), 2 * M);
     wait_used(&mount, "t", 2 * M);
 }

@@ -181,6 +181,37 @@ fn a_copy_that_somebody_else_made_goes_with_the_file() {
 }
 
 #[test]
+fn a_number_that_is_used_again_is_another_file() {
+    let lab = Lab::new();
+    // ext4 gives a number out again at once.
+    let b = [lab.volume(crate::common::FsKind::Ext4, 64).join("kv")];
+    let start =
+        |point| crate::mount_at(&lab, point, &crate::shared(&b)).arg("--shared-ttl").arg("3600").start();
+    let (one, two) = (start("one"), start("two"));
+    let ino = |path: &str| sys::lstat(b[0].join(path)).unwrap().st_ino;
+    let mut tried = 0;
+    for i in 0..50 {
+        let (dir, f) = (format!("d{i}"), format!("f{i}"));
+        sys::mkdir(one.path(&dir), 0o755).unwrap();
+        write(&one.path(&f), "old");
+        // The kernel takes the name for this number, for an hour.
+        assert!(exists(&two.path(&f)) && exists(&two.path(&dir)));
+        let old = ino(&f);
+        sys::unlink(one.path(&f)).unwrap();
+        write(&one.path(&dir).join("g"), "new");
+        if ino(&format!("{dir}/g")) != old {
+            continue;
+        }
+        tried += 1;
+        // The daemon has learned of the new file, and the kernel hasn't.
+        assert_eq!(sys::rmdir(two.path(&dir)), Err(Errno::ENOTEMPTY));
+        assert_eq!(read(&two.path(&f)), Err(libc::ENOENT));
+        assert_eq!(read(&two.path(&dir).join("g")), Ok(b"new".to_vec()));
+    }
+    assert!(tried > 10, "only {tried} numbers were used again");
+}
+
+#[test]
 fn an_open_file_that_is_removed_goes_on() {
     two_in_each_mode(|_, _, one, two| {
         write(&one.path("f"), "content");
