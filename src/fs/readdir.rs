@@ -5,6 +5,8 @@
 //! shared backings, which are read again where a listing begins); the attributes that go with it are asked of
 //! the disk.
 
+use std::time::Duration;
+
 use rustix::io::Errno;
 
 use super::attr::Attr;
@@ -39,6 +41,8 @@ pub struct DirEntryPlus {
 
 /// `.` and `..` come before the first entry.
 const DOTS: u64 = 2;
+/// An eviction, or the last step of a move, takes less.
+const MOMENT: Duration = Duration::from_secs(1);
 /// Entries whose attributes are asked for at a time.
 const BATCH: usize = 64;
 
@@ -97,7 +101,7 @@ impl Fs {
                 let at = std::mem::replace(&mut offset, entry.next);
                 if at >= DOTS {
                     match self.attr_of_listed(dir, &entry.name) {
-                        Ok(attr) => (entry.attr, entry.known) = (attr, true),
+                        Ok(listed) => (entry.attr, entry.known) = listed,
                         // Removed meanwhile.
                         Err(e) if matches!(e.errno(), Errno::STALE | Errno::NOENT) => continue,
                         // It's there, on a backing that can't tell more.
@@ -114,17 +118,20 @@ impl Fs {
         }
     }
 
-    fn attr_of_listed(&self, dir: DirId, name: &[u8]) -> Result<Attr> {
+    /// The attributes of an entry, and whether the kernel may keep them.
+    fn attr_of_listed(&self, dir: DirId, name: &[u8]) -> Result<(Attr, bool)> {
         let mut last = None;
         loop {
             let found = self.index.read().find(dir, name).ok_or(Errno::NOENT)?;
             let stat = match found {
-                (_, What::Dir(id)) => return self.stat_dir(id),
-                // A file that is being evicted or moved, perhaps by a drive that hangs, keeps no listing waiting.
-                (entry, What::File(file)) => {
-                    let using = self.still.try_using(file.node()).ok_or(Errno::AGAIN)?;
-                    self.stat_and_remember(entry, dir, name, file, &using)
-                }
+                (_, What::Dir(id)) => return Ok((self.stat_dir(id)?, true)),
+                (entry, What::File(file)) => match self.still.using_within(file.node(), MOMENT) {
+                    Some(using) => {
+                        self.stat_and_remember(entry, dir, name, file, &using).map(|attr| (attr, true))
+                    }
+                    // It's being evicted or moved, by a drive that hangs: that keeps no listing waiting.
+                    None => self.stat_entry(dir, name, file).map(|(attr, _)| (attr, false)),
+                },
             };
             match stat {
                 // Moved or replaced meanwhile: once more. The same as before has gone behind the mount's back.

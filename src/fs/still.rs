@@ -6,6 +6,8 @@
 //! share a lock: so nobody holds one while taking another; nodes of two backings never share one, so a drive
 //! that hangs keeps nobody waiting who uses another.
 
+use std::time::Duration;
+
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::NodeId;
@@ -42,9 +44,9 @@ impl Stillness {
         self.stripe(node).read_recursive()
     }
 
-    /// The node is being used; `None` if that would have to wait.
-    pub(super) fn try_using(&self, node: NodeId) -> Option<Using<'_>> {
-        self.stripe(node).try_read_recursive()
+    /// The node is being used; `None` if that can't be for so long.
+    pub(super) fn using_within(&self, node: NodeId, patience: Duration) -> Option<Using<'_>> {
+        self.stripe(node).try_read_recursive_for(patience)
     }
 
     /// Waits until nobody uses the node, and keeps it so.
