@@ -6,24 +6,23 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 
-use super::convert::{caller, errno, file_attr, file_type, generation, ino, node, set_time};
-use super::reply::{ABSENT, attr, empty, io_errno, ioctl, xattr};
+use super::answer::flags_of;
+use super::convert::{caller, file_attr, file_type, generation, ino, node, set_time};
+use super::reply::{attr, empty, io_errno, ioctl, xattr};
 use crate::direct::{Direct, Reply, Target};
-use crate::fs::{self, Attr, Data, Fs, Op, RenameMode, SetAttr, Whence};
-use crate::index::NodeId;
+use crate::fs::{Data, Fs, Op, RenameMode, SetAttr, Whence};
 
 /// What a request carries at most: the kernel's own limit (fs.fuse.max_pages_limit, 256 pages).
 const MAX_WRITE: u32 = 1 << 20;
@@ -38,119 +37,12 @@ pub(super) struct Wanted {
     pub(super) passthrough: Option<u32>,
 }
 
-/// What the kernel is to do with an open file that isn't passed through.
-fn flags_of(data: Data) -> FopenFlags {
-    match data {
-        Data::Uncached => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_DIRECT_IO,
-        _ => FopenFlags::FOPEN_NOFLUSH,
-    }
-}
-
 /// fuser's view of a [`Fs`] and of its fast path.
 #[derive(Clone)]
 pub(super) struct Adapter {
     pub(super) fs: Arc<Fs>,
     pub(super) direct: Arc<Direct>,
     pub(super) wanted: Wanted,
-}
-
-impl Adapter {
-    /// Runs a handler.
-    fn run<T>(&self, op: Op, handler: impl FnOnce(&Fs) -> fs::Result<T>) -> Result<T, Errno> {
-        self.fs.counters.count(op);
-        match catch_unwind(AssertUnwindSafe(|| handler(&self.fs))) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(e)) => {
-                match e.level() {
-                    tracing::Level::WARN => tracing::warn!("{}: {e}", op.name()),
-                    tracing::Level::INFO => tracing::info!("{}: {e}", op.name()),
-                    _ => tracing::debug!("{}: {e}", op.name()),
-                }
-                Err(errno(e))
-            }
-            // The panic hook has written its line.
-            Err(_) => {
-                self.fs.counters.count_panic();
-                Err(Errno::EIO)
-            }
-        }
-    }
-
-    /// Runs a handler that can't fail, or answers by itself.
-    fn run_infallible(&self, op: Op, handler: impl FnOnce(&Fs)) -> Result<(), Errno> {
-        self.run(op, |fs| {
-            handler(fs);
-            Ok(())
-        })
-    }
-
-    /// Makes something new and answers: at once, or when there is room for it.
-    fn make<T, R: Send + 'static>(
-        &self,
-        (op, dir): (Op, crate::index::NodeId),
-        reply: R,
-        make: impl Fn(&Fs) -> fs::Result<T> + Send + 'static,
-        answer: impl FnOnce(&Adapter, R, Result<T, Errno>) + Send + 'static,
-    ) {
-        let made = self.run(op, |fs| match make(fs) {
-            Err(e) if e.is_full() && fs.room_may_come() => Ok(None),
-            made => made.map(Some),
-        });
-        match made {
-            Ok(Some(made)) => answer(self, reply, Ok(made)),
-            Err(e) => answer(self, reply, Err(e)),
-            // Room may be made: not on a thread that answers the kernel.
-            Ok(None) => {
-                let adapter = self.clone();
-                let wait = move || {
-                    let made = adapter.run(op, |fs| fs.when_there_is_room(dir, || make(fs)));
-                    answer(&adapter, reply, made);
-                };
-                if let Err(e) = std::thread::Builder::new().name("kvfs-room".into()).spawn(wait) {
-                    // The request was answered with EIO as it was dropped.
-                    tracing::warn!("a new file can't wait for room: {e}");
-                }
-            }
-        }
-    }
-
-    fn created(&self, reply: ReplyCreate, created: Result<(Attr, fs::Opened), Errno>) {
-        match created {
-            Ok((attr, opened)) => {
-                let (fh, file, generation) = (FileHandle(opened.fh), file_attr(&attr), generation(&attr));
-                let ttl = self.fs.ttl(attr.node);
-                match opened.data {
-                    Data::Passthrough(id) => {
-                        self.fs.counters.count_passthrough();
-                        // SAFETY: registered with this session, and open until the inode's last release.
-                        let id = unsafe { reply.wrap_backing(id) };
-                        reply.created_passthrough(
-                            &ttl,
-                            &file,
-                            generation,
-                            fh,
-                            FopenFlags::FOPEN_NOFLUSH,
-                            &id,
-                        );
-                        let _ = id.into_raw();
-                    }
-                    other => reply.created(&ttl, &file, generation, fh, flags_of(other)),
-                }
-            }
-            Err(e) => reply.error(e),
-        }
-    }
-
-    fn entry(&self, reply: ReplyEntry, entry: Result<Attr, Errno>) {
-        match entry {
-            Ok(attr) => reply.entry(&self.fs.ttl(attr.node), &file_attr(&attr), generation(&attr)),
-            // A node of 0 with a time to live is a miss that the kernel may remember.
-            Err(e) if e.code() == libc::ENOENT && self.fs.keeps_misses() => {
-                reply.entry(&self.fs.ttl(NodeId(0)), &ABSENT, Generation(0));
-            }
-            Err(e) => reply.error(e),
-        }
-    }
 }
 
 impl Filesystem for Adapter {

@@ -4,6 +4,7 @@
 //! mount point except to unmount it (it would wait for itself, unkillably).
 
 mod adapter;
+mod answer;
 mod convert;
 mod mount;
 mod prune;

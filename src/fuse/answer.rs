@@ -1,0 +1,123 @@
+//! Running a handler, and answering what it came to.
+//!
+//! What always holds: a request is counted once and answered once; a panic is one EIO. What finds no room
+//! waits for it on a thread of its own.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use fuser::{Errno, FileHandle, FopenFlags, Generation, ReplyCreate, ReplyEntry};
+
+use super::adapter::Adapter;
+use super::convert::{errno, file_attr, generation};
+use super::reply::ABSENT;
+use crate::fs::{self, Attr, Data, Fs, Op};
+use crate::index::NodeId;
+
+/// What the kernel is to do with an open file that isn't passed through.
+pub(super) fn flags_of(data: Data) -> FopenFlags {
+    match data {
+        Data::Uncached => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_DIRECT_IO,
+        _ => FopenFlags::FOPEN_NOFLUSH,
+    }
+}
+
+impl Adapter {
+    /// Runs a handler.
+    pub(super) fn run<T>(&self, op: Op, handler: impl FnOnce(&Fs) -> fs::Result<T>) -> Result<T, Errno> {
+        self.fs.counters.count(op);
+        match catch_unwind(AssertUnwindSafe(|| handler(&self.fs))) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(e)) => {
+                match e.level() {
+                    tracing::Level::WARN => tracing::warn!("{}: {e}", op.name()),
+                    tracing::Level::INFO => tracing::info!("{}: {e}", op.name()),
+                    _ => tracing::debug!("{}: {e}", op.name()),
+                }
+                Err(errno(e))
+            }
+            // The panic hook has written its line.
+            Err(_) => {
+                self.fs.counters.count_panic();
+                Err(Errno::EIO)
+            }
+        }
+    }
+
+    /// Runs a handler that can't fail, or answers by itself.
+    pub(super) fn run_infallible(&self, op: Op, handler: impl FnOnce(&Fs)) -> Result<(), Errno> {
+        self.run(op, |fs| {
+            handler(fs);
+            Ok(())
+        })
+    }
+
+    /// Makes something new and answers: at once, or when there is room for it.
+    pub(super) fn make<T, R: Send + 'static>(
+        &self,
+        (op, dir): (Op, NodeId),
+        reply: R,
+        make: impl Fn(&Fs) -> fs::Result<T> + Send + 'static,
+        answer: impl FnOnce(&Adapter, R, Result<T, Errno>) + Send + 'static,
+    ) {
+        let made = self.run(op, |fs| match make(fs) {
+            Err(e) if e.is_full() && fs.room_may_come() => Ok(None),
+            made => made.map(Some),
+        });
+        match made {
+            Ok(Some(made)) => answer(self, reply, Ok(made)),
+            Err(e) => answer(self, reply, Err(e)),
+            // Room may be made: not on a thread that answers the kernel.
+            Ok(None) => {
+                let adapter = self.clone();
+                let wait = move || {
+                    let made = adapter.run(op, |fs| fs.when_there_is_room(dir, || make(fs)));
+                    answer(&adapter, reply, made);
+                };
+                if let Err(e) = std::thread::Builder::new().name("kvfs-room".into()).spawn(wait) {
+                    // The request was answered with EIO as it was dropped.
+                    tracing::warn!("a new file can't wait for room: {e}");
+                }
+            }
+        }
+    }
+
+    /// Answers a create.
+    pub(super) fn created(&self, reply: ReplyCreate, created: Result<(Attr, fs::Opened), Errno>) {
+        match created {
+            Ok((attr, opened)) => {
+                let (fh, file, generation) = (FileHandle(opened.fh), file_attr(&attr), generation(&attr));
+                let ttl = self.fs.ttl(attr.node);
+                match opened.data {
+                    Data::Passthrough(id) => {
+                        self.fs.counters.count_passthrough();
+                        // SAFETY: registered with this session, and open until the inode's last release.
+                        let id = unsafe { reply.wrap_backing(id) };
+                        reply.created_passthrough(
+                            &ttl,
+                            &file,
+                            generation,
+                            fh,
+                            FopenFlags::FOPEN_NOFLUSH,
+                            &id,
+                        );
+                        let _ = id.into_raw();
+                    }
+                    other => reply.created(&ttl, &file, generation, fh, flags_of(other)),
+                }
+            }
+            Err(e) => reply.error(e),
+        }
+    }
+
+    /// Answers with a name.
+    pub(super) fn entry(&self, reply: ReplyEntry, entry: Result<Attr, Errno>) {
+        match entry {
+            Ok(attr) => reply.entry(&self.fs.ttl(attr.node), &file_attr(&attr), generation(&attr)),
+            // A node of 0 with a time to live is a miss that the kernel may remember.
+            Err(e) if e.code() == libc::ENOENT && self.fs.keeps_misses() => {
+                reply.entry(&self.fs.ttl(NodeId(0)), &ABSENT, Generation(0));
+            }
+            Err(e) => reply.error(e),
+        }
+    }
+}
