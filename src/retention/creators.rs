@@ -172,7 +172,7 @@ impl Creators {
     }
 
     /// Codes whose processes have ended. No file gets them any more; those that have them are to be given to
-    /// [`GONE`], and then the codes back, by [`Creators::free`].
+    /// `GONE`, and then the codes back, by [`Creators::free`].
     pub fn ended(&self) -> Vec<CreatorCode> {
         self.processes.forget_dead();
         // Processes are looked at without the lock: that may take a while.
