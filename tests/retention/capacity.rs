@@ -72,6 +72,8 @@ fn counts_follow_whatever_is_done() {
 
 /// Writes one file after the other: what they take never exceeds this.
 fn write_into(mount: &Mount, backings: &[PathBuf], files: usize, most: u64) {
+    // `du` counts what the file system needs to find a file's blocks.
+    let most = most + files as u64 * 8192;
     for i in 0..files {
         put(&mount.path(ranked(i, i)), 1, MIB);
         let bytes: u64 = backings.iter().map(|b| du(b)).sum();
@@ -118,7 +120,7 @@ fn one_backing_of_several() {
     let mount = builder.start();
     for i in 0..40 {
         put(&mount.path(ranked(0, i)), 1, MIB);
-        assert!(du(&backings[0]) <= 12 * MIB, "after {i} files");
+        assert!(du(&backings[0]) <= 12 * MIB + 12 * 8192, "after {i} files");
     }
     (0..30).for_each(|i| put(&mount.path(ranked(1, 100 + i)), 1, MIB));
     assert!(names(&backings[1]).len() >= 30, "the other has all there is");

@@ -108,7 +108,9 @@ fn fill(kind: FsKind, mode: Passthrough, placement: &str, rule: &str) {
     let left = all_right(mount.point());
     let on_backings: usize = backings.iter().map(|backing| lab::names(backing).len()).sum();
     assert_eq!(on_backings, left, "nothing else is left on the backings");
-    assert!(left * CHUNK > 100 << 20, "no more goes than has to: {left} files are left");
+    // In the end all creators are gone, and what they have written may go down to the low mark.
+    let least = if rule == "lru" { 100 << 20 } else { 32 << 20 };
+    assert!(left * CHUNK > least, "no more goes than has to: {left} files are left");
     assert_eq!(number(&mount, "refused"), 0);
     let evicted = number(&mount, "evicted_lru") + number(&mount, "evicted_orphans");
     assert_eq!(evicted as usize + left, WRITERS * FILES, "every file is there or was evicted");

@@ -208,7 +208,8 @@ pub(super) fn du(backing: &Path) -> u64 {
     while let Some(dir) = todo.pop() {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
-            let st = sys::lstat(&path).unwrap();
+            // It may have been evicted just now.
+            let Ok(st) = sys::lstat(&path) else { continue };
             match st.st_mode & libc::S_IFMT {
                 libc::S_IFDIR => todo.push(path),
                 libc::S_IFREG if !path.file_name().unwrap().to_string_lossy().starts_with(".kvfs-") => {
