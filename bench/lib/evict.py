@@ -8,7 +8,7 @@ four fifths of the old files go. Three ways to let them go take turns:
 
 - *raw*: no kvfs; this script unlinks them one by one on the drives. What the filesystem below costs.
 - *kvfs, removed by hand*: the same script, through the mount: what an evictor outside of kvfs does.
-- *kvfs, evicted*: `kvfs evict`, down to a low-water mark that leaves a fifth of them.
+- *kvfs, evicted*: `kvfs evict --bytes`, as much on each drive as four fifths of its files take.
 
 A percentile is of all creates of all repetitions together; how many there were is in the table. The last ones of a run
 whose eviction takes a tenth of a second are few. The names of options are at the top of this file.
@@ -28,7 +28,6 @@ from subjects import Mount, interleaved
 
 # What belongs to the engine's command line; what it does is measured, not how it's called.
 POLICY, NEVER = ["--evict", "lru"], ["--evict", "never"]
-HIGH_WATER, LOW_WATER = "--high-water", "--low-water"
 COMMAND = "evict"
 MIN_FREE = 16 << 20
 
@@ -52,17 +51,9 @@ class Raw:
 
     def fill(self, files):
         self.backings = self.drives.folders(self.folder)
-        empty = self._used()
         output(self.metaload, "fill", files, FILE_SIZE, *self.backings)
         os.sync()
-        self.low = math.floor(empty + (self._used() - empty) * STAY)
         self.old = [entry.path for backing in self.backings for entry in os.scandir(backing)]
-
-    def _used(self):
-        """Per cent of all drives, without the reserve, that are in use."""
-        facts = [os.statvfs(point) for point in self.drives.mounts]
-        used = sum((fact.f_blocks - fact.f_bfree) * fact.f_frsize for fact in facts)
-        return 100 * used / (sum(fact.f_blocks * fact.f_frsize for fact in facts) - MIN_FREE * len(facts))
 
     def clear(self):
         for backing in self.backings:
@@ -116,10 +107,11 @@ class Evicted(ByHand):
     name = "kvfs, evicted"
 
     def options(self):
-        return [*POLICY, HIGH_WATER, "98%", LOW_WATER, f"{self.low}%"]
+        return POLICY
 
     def let_go(self):
-        output(self.binary, COMMAND, self.point)
+        bytes_of_each = math.ceil(len(self.old) * (1 - STAY) / len(self.backings)) * FILE_SIZE
+        output(self.binary, COMMAND, self.point, "--bytes", bytes_of_each)
 
 
 @contextlib.contextmanager

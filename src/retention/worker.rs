@@ -40,6 +40,8 @@ const REFUSED: usize = 1 << 18;
 const JUDGE_AGAIN: Duration = Duration::from_secs(30);
 /// When nothing could be freed, the next round begins so much later.
 const REST: Duration = Duration::from_millis(50);
+/// Of the thread, as nice(1) has it.
+const NICE: i32 = 10;
 /// From this share of the high mark on, in percent, it's worth knowing the files that were there before.
 const SURVEY_FROM: f64 = 80.0;
 
@@ -63,6 +65,7 @@ pub(super) fn start(
         orders: Vec::new(),
     };
     let spawned = std::thread::Builder::new().name("kvfs-evict".into()).spawn(move || {
+        give_way();
         // A panic here must not leave creates waiting for room for ever, nor end without a word.
         let run = std::panic::AssertUnwindSafe(|| evicting.run());
         if std::panic::catch_unwind(run).is_err() {
@@ -75,6 +78,15 @@ pub(super) fn start(
         retention.pressure.lock().workers.retain(|worker| worker.device != device);
     }
     spawned
+}
+
+/// Where processors are short, clients and whoever answers them go first: whoever waits for room leaves them to
+/// this thread anyway.
+fn give_way() {
+    // Linux takes a thread's id here, and that of the caller for none: setpriority(2), "C library/kernel differences".
+    if let Err(e) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!("the thread that evicts keeps its priority: {e}");
+    }
 }
 
 struct Evicting {
