@@ -37,6 +37,18 @@ pub enum DirectMode {
     Off,
 }
 
+/// Who starts the daemon again when it dies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Supervise {
+    /// In the background a parent; in the foreground systemd, where it keeps descriptors, else nobody.
+    #[default]
+    Auto,
+    /// A parent.
+    On,
+    /// Nobody.
+    Off,
+}
+
 /// Where the log goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogTo {

@@ -15,3 +15,4 @@ pub mod index;
 pub mod io;
 pub mod placement;
 pub mod retention;
+pub mod supervise;

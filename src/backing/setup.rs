@@ -256,12 +256,17 @@ fn check_same_inode(paths: &[PathBuf], mount_point: &Path) -> Result<(), SetupEr
         fs::metadata(path).map(|m| (m.dev(), m.ino())).map_err(|e| SetupError::Io(path.to_owned(), e))
     };
     let ids: Vec<_> = paths.iter().map(|p| id(p)).collect::<Result<_, _>>()?;
-    let point = id(mount_point)?;
+    // Where our own mount is by now, looking at it would be waiting for ourselves; and it's no backing.
+    let mounted = mountinfo::mounted_at(mount_point).ok().flatten();
+    let point = match mounted.is_some_and(|mount| mount.fs_type.starts_with("fuse.kvfs")) {
+        true => None,
+        false => Some(id(mount_point)?),
+    };
     for (i, one) in ids.iter().enumerate() {
         if let Some(j) = ids[..i].iter().position(|other| other == one) {
             return Err(SetupError::Duplicate(paths[i].clone(), paths[j].clone()));
         }
-        if *one == point {
+        if Some(*one) == point {
             return Err(SetupError::MountPoint {
                 backing: paths[i].clone(),
                 relation: "is the",

@@ -60,6 +60,16 @@ pub(super) fn split() -> Result<Side, Failure> {
 }
 
 impl Parent {
+    /// The one at the other end of this pipe.
+    pub(super) fn at(pipe: OwnedFd) -> Parent {
+        Parent(Some(pipe))
+    }
+
+    /// The pipe, for another process to tell.
+    pub(super) fn into_pipe(self) -> Option<OwnedFd> {
+        self.0
+    }
+
     /// In the foreground there is nobody to tell.
     pub(super) fn none() -> Parent {
         Parent(None)

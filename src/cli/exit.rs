@@ -128,6 +128,7 @@ impl ExitStatus for SessionError {
         match self {
             SessionError::Mount(e) => e.status(),
             SessionError::NoPassthrough(_) => 32,
+            SessionError::NoResend(_) => 33,
             SessionError::Handshake(_) => 1,
         }
     }

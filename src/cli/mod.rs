@@ -16,6 +16,7 @@ mod logging;
 mod mount;
 mod rebalance;
 mod status;
+mod supervised;
 mod umount;
 pub(crate) mod worker;
 

@@ -10,15 +10,16 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::background::{Parent, Side, split};
+use super::supervised::{Beginning, SupervisedArgs, be_parent, by_systemd};
 use super::{Failure, logging};
 use crate::backing::{self, Defaults, MinFree, Spec};
 use crate::config::{
-    Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, backing_specs, default_threads,
+    Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, Supervise, backing_specs, default_threads,
 };
 use crate::control::{About, Context, Daemon, Jobs, Server};
 use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
-use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount};
+use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount, where_mounted};
 use crate::index::Progress;
 use crate::io;
 use crate::placement::{self, Evidence, EvidenceConfig, GpuMap, Policies};
@@ -124,6 +125,15 @@ pub(super) struct MountArgs {
     #[arg(long, default_value = "1T", value_name = "SIZE")]
     direct_buffer_bytes: String,
 
+    /// Who starts the daemon again when it dies, so that clients wait a moment instead of failing. auto: in the
+    /// background a small parent process; in the foreground systemd, if the unit has a store for descriptors
+    /// (FileDescriptorStoreMax=), else nobody. on: the parent in any case. off: nobody
+    #[arg(long, default_value = "auto", value_name = "MODE")]
+    supervise: Supervise,
+
+    #[command(flatten)]
+    supervised: SupervisedArgs,
+
     /// Let other users in, for a mount by an ordinary user (needs user_allow_other in /etc/fuse.conf); root's
     /// mounts always do
     #[arg(long)]
@@ -145,6 +155,15 @@ impl MountArgs {
         })
     }
 
+    fn log_to(&self) -> Result<LogTo, Failure> {
+        Ok(match (&self.log, self.foreground) {
+            (Some(LogTo::File(path)), _) => LogTo::File(std::path::absolute(path).unwrap_or(path.clone())),
+            (Some(log), _) => log.clone(),
+            (None, true) => LogTo::Stderr,
+            (None, false) => logging::default_in_background()?,
+        })
+    }
+
     fn retention(&self) -> Result<RetentionOptions, Failure> {
         if self.low_water >= self.high_water {
             return Err(Failure::bad_value(format!(
@@ -157,14 +176,18 @@ impl MountArgs {
         Ok(RetentionOptions { evict, marks, total, keeps_content: self.allow_locate })
     }
 
-    fn config(&self) -> Result<MountConfig, Failure> {
+    /// `serving`: a daemon before is mounted there.
+    fn config(&self, serving: bool) -> Result<MountConfig, Failure> {
         // An unknown policy is found before anything is touched.
         placement::check_name(&self.placement)?;
         let min_free = match &self.min_free {
             Some(text) => text.parse().map_err(|e| Failure::bad_value(format!("--min-free: {e}")))?,
             None => MinFree::Default,
         };
-        let mount_point = check_mount_point(&self.mount_point)?;
+        let mount_point = match serving {
+            true => where_mounted(&self.mount_point)?,
+            false => check_mount_point(&self.mount_point)?,
+        };
         let backings: Vec<Spec> = self
             .backing
             .iter()
@@ -191,24 +214,60 @@ impl MountArgs {
 }
 
 pub(super) fn run(args: &MountArgs) -> Result<(), Failure> {
-    let config = args.config()?;
-    let log = match (&args.log, args.foreground) {
-        (Some(LogTo::File(path)), _) => LogTo::File(std::path::absolute(path).unwrap_or(path.clone())),
-        (Some(log), _) => log.clone(),
-        (None, true) => LogTo::Stderr,
-        (None, false) => logging::default_in_background()?,
-    };
-    if args.foreground {
-        return serve(&config, &log, &mut Parent::none());
+    if let Some(beginning) = args.supervised.begin()? {
+        return serve_as(args, beginning);
     }
+    if args.foreground && args.supervise == Supervise::Auto
+        && let Some(beginning) = by_systemd()?
+    {
+        return serve_as(args, beginning);
+    }
+    let config = args.config(false)?;
+    if args.foreground {
+        if args.supervise != Supervise::On {
+            return serve(&config, &args.log_to()?, &mut Beginning::alone(Parent::none()));
+        }
+        return end_as(be_parent(None, None));
+    }
+    let log = args.log_to()?;
+    let here = std::env::current_dir().ok();
     match split()? {
         Side::Parent(Ok(())) => answers(&config),
         Side::Parent(Err(failure)) => Err(failure),
-        Side::Child(mut parent) => match serve(&config, &log, &mut parent) {
-            // Told through the parent: its sentence is the only one.
-            Err(failure) if parent.failed(&failure) => std::process::exit(i32::from(failure.status)),
-            result => result,
-        },
+        Side::Child(parent) if args.supervise != Supervise::Off => end_as(be_parent(parent.into_pipe(), here)),
+        Side::Child(parent) => {
+            let mut beginning = Beginning::alone(parent);
+            tell(serve(&config, &log, &mut beginning), &mut beginning)
+        }
+    }
+}
+
+/// Serves as a daemon that is, or may be, one of several.
+fn serve_as(args: &MountArgs, mut beginning: Beginning) -> Result<(), Failure> {
+    let configured = args.config(beginning.device.is_some()).and_then(|config| Ok((config, args.log_to()?)));
+    args.supervised.let_go();
+    let served = configured.and_then(|(config, log)| serve(&config, &log, &mut beginning));
+    tell(served, &mut beginning)
+}
+
+/// Has a failure said by whom the operator hears.
+fn tell(served: Result<(), Failure>, beginning: &mut Beginning) -> Result<(), Failure> {
+    match served {
+        // Told through the first process: its sentence is the only one.
+        Err(failure) if beginning.parent.failed(&failure) => std::process::exit(failure.status.into()),
+        Err(failure) => {
+            tracing::error!("{failure}");
+            Err(failure)
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Ends with the status of the daemon, which has said why.
+fn end_as(status: Result<u8, Failure>) -> Result<(), Failure> {
+    match status? {
+        0 => Ok(()),
+        status => std::process::exit(status.into()),
     }
 }
 
@@ -225,7 +284,7 @@ fn answers(config: &MountConfig) -> Result<(), Failure> {
     }
 }
 
-fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), Failure> {
+fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result<(), Failure> {
     let limit = raise_file_limit();
     // Before any thread: all inherit that these are waited for by one of them alone.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
@@ -254,10 +313,16 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
         shared_ttl: config.shared_ttl,
         open_dirs: share_of(limit, 4, 16384),
         idle_files: share_of(limit, 8, 4096),
+        survival: beginning.survival.clone(),
     };
     let fs = Arc::new(Fs::new(backings, options, engine, show_progress()).map_err(Failure::other)?);
     let direct = Direct::new(fs.clone(), config.direct.clone()).map_err(Failure::other)?;
-    let session = Session::start(&fs, &direct, config)?;
+    let survival = &beginning.survival;
+    let session = match beginning.device.take() {
+        Some(device) => Session::take_over(&fs, &direct, config, survival, device)?,
+        None => Session::start(&fs, &direct, config, survival)?,
+    };
+    let recovered = fs.recover(session.registry(), beginning.kept.files());
     tell_scan(&fs);
     fs.set_invalidator(session.invalidator());
     fs.set_data_changed(session.data_changed());
@@ -287,9 +352,20 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
         tracing::warn!("no socket for descriptors in the mount: {e}");
     }
-    tracing::info!("mounted at {}", config.mount_point.display());
+    match &survival.state {
+        Some(state) if state.is_recovered() => tracing::warn!(
+            "daemon {} of {}: took over from one that {}; {} open files go on, {} could not be found again",
+            state.starts(),
+            config.mount_point.display(),
+            beginning.kept.how(),
+            recovered.handles,
+            recovered.lost
+        ),
+        _ => tracing::info!("mounted at {}", config.mount_point.display()),
+    }
     // The kernel queues what is asked until `run` reads it.
-    parent.ready();
+    beginning.parent.ready();
+    survival.keeper.ready();
     let rules = fs.clone();
     std::thread::spawn(move || rules.serve_rules());
     jobs.resume();

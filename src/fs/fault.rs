@@ -1,6 +1,8 @@
 //! Points at which a test lets the daemon die: `KVFS_FAULT_ABORT_AT=after-copy` at the first time that it's
 //! reached, `after-copy:5` at the fifth.
 //!
+//! And points at which a daemon is killed once for each request: by a name that says at which, `x@unlink after@y`.
+//!
 //! What always holds: without the feature `fault-points` there are none.
 
 /// Dies here, if that was asked for.
@@ -26,3 +28,17 @@ pub(super) fn point(name: &str) {
 #[cfg(not(feature = "fault-points"))]
 #[inline]
 pub(super) fn point(_: &str) {}
+
+/// Is killed here if the name asks for it, unless a daemon was killed over this request before.
+#[cfg(feature = "fault-points")]
+pub(super) fn crash_point(point: &str, name: &[u8]) {
+    let asked = std::str::from_utf8(name).ok().and_then(|name| name.split('@').nth(1));
+    if asked == Some(point) && !crate::supervise::was_begun() {
+        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// Nothing.
+#[cfg(not(feature = "fault-points"))]
+#[inline]
+pub(super) fn crash_point(_: &str, _: &[u8]) {}

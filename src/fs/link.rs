@@ -6,15 +6,20 @@
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
+use super::fault::crash_point;
 use super::{Entry, Error, Fs, NodeId, Result, check_new_name};
 use crate::index::{DirId, FileRef, Node, What};
 use crate::placement::Reason;
+use crate::supervise::{Intent, is_done};
 
 impl Fs {
     /// Gives a file one more name.
     pub fn link(&self, node: NodeId, newparent: NodeId, newname: &[u8]) -> Result<Entry> {
         let newdir = self.dir_of(newparent)?;
         check_new_name(newname)?;
+        if is_done() {
+            return self.lookup(newparent, newname);
+        }
         let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::PERM.into()) };
         self.settle(newdir);
         self.changeable(slot)?;
@@ -48,7 +53,10 @@ impl Fs {
             let (stat, _) = self.statx_entry(from.0, from.1, file)?;
             self.is_as_told(file.node(), &stat, &source, from.1)?;
         }
+        self.work.intend(|| Intent::Link(self.index.read().path_of(to.0, to.1)));
+        crash_point("link before", to.1);
         rustix::fs::linkat(&source, from.1, &target, to.1, AtFlags::empty()).map_err(Error::on(slot))?;
+        crash_point("link after", to.1);
         let mut index = self.index.write();
         let file = FileRef { reason: Reason::SameAsSource.code(), ..file };
         let entry = index.add_file(to.0, to.1, file)?.map_err(|_| Errno::EXIST)?;

@@ -11,10 +11,12 @@ use rustix::io::Errno;
 
 use super::attr::{Attr, stat_at, stat_fd};
 use super::creds::{Acting, keeping_setgid};
+use super::fault::crash_point;
 use super::{Caller, DirFd, Entry, Error, Fs, NodeId, Opened, Result, check_new_name, proc_path};
 use crate::index::{DirId, FileRef, Kind, Slot, SlotSet, What};
 use crate::placement::{Asker, Decision, Reason, Target, rendezvous};
 use crate::retention::CREATOR_XATTR;
+use crate::supervise::{Intent, is_done};
 
 /// Where a new name goes on disk.
 struct Place {
@@ -35,6 +37,11 @@ impl Fs {
     ) -> Result<(Entry, Opened)> {
         let dir = self.dir_of(parent)?;
         check_new_name(name)?;
+        if is_done() {
+            // By a daemon that died before it could say so.
+            let made = self.lookup(parent, name)?;
+            return Ok((made, self.open(made.node, flags & !libc::O_TRUNC)?));
+        }
         if let Some(existing) = self.existing_file(parent, dir, name, flags)? {
             let opened = self.open(existing.node, flags)?;
             self.opened_to_write(caller.tid, existing.node, flags);
@@ -151,6 +158,9 @@ impl Fs {
     ) -> Result<Entry> {
         let dir = self.dir_of(parent)?;
         check_new_name(name)?;
+        if is_done() {
+            return self.lookup(parent, name);
+        }
         let make = |place: &Place| {
             act(&place.dir)?;
             stat_at(&place.dir, name)
@@ -174,6 +184,9 @@ impl Fs {
     pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<Entry> {
         let dir = self.dir_of(parent)?;
         check_new_name(name)?;
+        if is_done() {
+            return self.lookup(parent, name);
+        }
         let make = |place: &Place| {
             let _acting = Acting::as_caller(caller);
             keeping_setgid(mode, || rustix::fs::mkdirat(&place.dir, name, Mode::from_raw_mode(mode & 0o7777)))
@@ -236,7 +249,10 @@ impl Fs {
                 if self.index.read().find(dir, name).is_some() {
                     return Err(Errno::EXIST.into());
                 }
+                self.work.intend(|| Intent::Make(self.index.read().path_of(dir, name)));
+                crash_point("make before", name);
                 let made = make(&place).map_err(Error::on(slot))?;
+                crash_point("make after", name);
                 Ok((place, made, lock))
             });
             match made {

@@ -29,11 +29,13 @@ mod open;
 mod pin;
 mod prefix;
 mod readdir;
+mod recover;
 mod relocate;
 mod remove;
 mod rename;
 mod rules;
 mod setattr;
+mod settle;
 mod shared;
 mod socket;
 mod stats;
@@ -55,6 +57,7 @@ use crate::index::{self, DirId, Index, Node, NodeId, Progress, Report, Slot, Slo
 use crate::io::{BackingRegistry, Engine};
 use crate::placement::{self, Candidate, Decision, Policies, Policy, Reason};
 use crate::retention::{Retention, RetentionOptions};
+use crate::supervise::{Keeper, State, Survival, Work};
 
 pub use attr::{Attr, Time};
 pub(crate) use copy::Buffer;
@@ -95,6 +98,8 @@ pub struct Options {
     pub open_dirs: NonZeroUsize,
     /// How many files may be kept ready for their next open.
     pub idle_files: NonZeroUsize,
+    /// What a daemon after this one will need.
+    pub survival: Survival,
 }
 
 /// How long the kernel may keep what it was told of a backing that's the mount's alone: all changes go through it.
@@ -145,6 +150,11 @@ pub struct Fs {
     /// How much may stay.
     pub retention: Arc<Retention>,
     ghosts: Ghosts,
+    /// Where what outlives this daemon is written down.
+    state: Option<Arc<State>>,
+    keeper: Arc<Keeper>,
+    /// The requests at work.
+    pub work: Arc<Work>,
     /// What was done and how often.
     pub counters: Counters,
 }
@@ -157,8 +167,13 @@ impl Fs {
         engine: Arc<dyn Engine>,
         progress: impl FnMut(Progress),
     ) -> std::io::Result<Fs> {
+        let Survival { state, keeper, work } = options.survival;
+        if let Some(state) = &state {
+            settle::settle_all(&backings, state, &work);
+        }
         let sources: Vec<_> = backings.iter().map(source).collect();
-        let (mut index, scan) = index::scan(&sources, progress).map_err(std::io::Error::other)?;
+        let (mut index, scan) =
+            index::scan(&sources, state.clone(), progress).map_err(std::io::Error::other)?;
         if options.retention.total.is_some() || backings.iter().any(|b| b.space.capacity.is_some()) {
             index.start_counting();
         }
@@ -170,7 +185,7 @@ impl Fs {
             index: RwLock::new(index),
             locks: NameLocks::new(),
             still: Stillness::new(),
-            open: OpenTable::new(options.idle_files),
+            open: OpenTable::new(options.idle_files, state.clone()),
             retention: Retention::new(options.retention, options.policies.processes().clone()),
             policies: options.policies,
             told: identity::Told::default(),
@@ -188,6 +203,9 @@ impl Fs {
             data_changed: OnceLock::new(),
             socket: socket::Socket::default(),
             ghosts: Ghosts::new(),
+            state,
+            keeper,
+            work,
             counters: Counters::default(),
         })
     }

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
@@ -25,6 +25,7 @@ use super::{DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::{Passthrough, Promise};
 use crate::index::{FileRef, Kind, Node, Slot};
 use crate::io::{IoFile, Registered};
+use crate::supervise::{self, HandleRecord, State, Tag};
 
 /// Tables of open inodes, so that opens of different files don't wait for each other.
 const SHARDS: usize = 32;
@@ -48,6 +49,8 @@ pub(super) struct OpenNode {
     pub(super) gate: Arc<Gate>,
     /// How its data moves, decided at the first open. The lock is held while the kernel is told.
     mode: Mutex<DataMode>,
+    /// The keeper has the file, because it has no name.
+    kept: AtomicBool,
 }
 
 enum DataMode {
@@ -85,6 +88,8 @@ pub(super) struct Handle {
     pub(super) io: Option<Arc<IoFile>>,
     /// Whether `io` puts everything at the end of the file.
     pub(super) appends: bool,
+    /// Its number.
+    fh: u64,
 }
 
 /// Open inodes, each with the number of its opens.
@@ -102,10 +107,18 @@ pub(super) struct OpenTable {
     /// more, and their numbers can't become other files'.
     moved: Mutex<LruCache<NodeId, OwnedFd>>,
     handles: RwLock<Slab<Arc<Handle>>>,
+    serial: AtomicU64,
+    state: Option<Arc<State>>,
+    /// What a daemon before this one has left, if there was one.
+    pub(super) left: super::recover::Left,
 }
 
+/// A handle's number: its place in the table, and above that how many there were before it, so that none is
+/// given twice.
+const PLACE: u32 = 24;
+
 impl OpenTable {
-    pub(super) fn new(idle: NonZeroUsize) -> OpenTable {
+    pub(super) fn new(idle: NonZeroUsize, state: Option<Arc<State>>) -> OpenTable {
         OpenTable {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             idle: Mutex::new(LruCache::new(idle)),
@@ -113,6 +126,9 @@ impl OpenTable {
             evicted: super::evict::Held::new(idle),
             moved: Mutex::new(LruCache::new(idle)),
             handles: RwLock::new(Slab::new()),
+            serial: AtomicU64::new(1),
+            state,
+            left: super::recover::Left::default(),
         }
     }
 
@@ -254,23 +270,55 @@ impl OpenTable {
     }
 
     pub(super) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
-        let handles = self.handles.read();
-        usize::try_from(fh).ok().and_then(|fh| handles.get(fh)).cloned().ok_or_else(|| Errno::BADF.into())
+        let found = self.handles.read().get(place(fh)).filter(|handle| handle.fh == fh).cloned();
+        found.ok_or_else(|| if self.left.is_lost(fh) { Errno::STALE } else { Errno::BADF }.into())
     }
 
-    fn add_handle(&self, handle: Handle) -> u64 {
-        self.handles.write().insert(Arc::new(handle)) as u64
+    /// Enters a handle, and writes it down before anyone is told of it.
+    fn add_handle(&self, mut handle: Handle, flags: i32, birth: u64) -> Result<u64> {
+        let (node, serial) = (handle.node.node, match &self.state {
+            Some(state) => state.next_serial(),
+            None => self.serial.fetch_add(1, Relaxed),
+        });
+        let mut handles = self.handles.write();
+        let at = handles.vacant_key();
+        if at >> PLACE != 0 {
+            return Err(Errno::NFILE.into());
+        }
+        handle.fh = serial << PLACE | at as u64;
+        let fh = handle.fh;
+        handles.insert(Arc::new(handle));
+        if let Some(state) = &self.state {
+            let (node, unique) = (node.0, supervise::unique());
+            state.keep_handle(at, HandleRecord { fh, node, birth, unique, flags: flags as u32 });
+        }
+        Ok(fh)
+    }
+
+    /// Enters the handles that a daemon before had.
+    pub(super) fn restore(&self, handles: impl Iterator<Item = (u64, Handle)>) {
+        let entry = |(fh, handle)| (place(fh), Arc::new(Handle { fh, ..handle }));
+        *self.handles.write() = handles.map(entry).collect();
     }
 
     fn remove_handle(&self, fh: u64) -> Option<Arc<Handle>> {
-        let fh = usize::try_from(fh).ok()?;
-        self.handles.write().try_remove(fh)
+        let mut handles = self.handles.write();
+        handles.get(place(fh)).filter(|handle| handle.fh == fh)?;
+        // While the place is still its own.
+        if let Some(state) = &self.state {
+            state.drop_handle(place(fh));
+        }
+        handles.try_remove(place(fh))
     }
 
     /// Open handles now.
     pub(super) fn handles_open(&self) -> usize {
         self.handles.read().len()
     }
+}
+
+fn place(fh: u64) -> usize {
+    (fh & ((1 << PLACE) - 1)) as usize
 }
 
 impl OpenNode {
@@ -293,6 +341,9 @@ impl Fs {
     /// Opens a file that exists.
     pub fn open(&self, node: NodeId, flags: i32) -> Result<Opened> {
         let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::ISDIR.into()) };
+        if let Some(opened) = self.opened_before(node) {
+            return Ok(opened);
+        }
         let using = self.still.using(node);
         if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
             self.changeable(slot)?;
@@ -334,9 +385,10 @@ impl Fs {
         let opened = self.prepare_open(&open, flags);
         match opened {
             Ok((data, io)) => {
-                let appends = flags & libc::O_APPEND != 0 && data == Data::Uncached;
-                let handle = Handle { node: open, access: flags & libc::O_ACCMODE, io, appends };
-                Ok(Opened { fh: self.open.add_handle(handle), data })
+                let birth = if self.state.is_some() { birth_of(&open.fd) } else { 0 };
+                let handle = Handle::new(open, flags, io, data);
+                self.keep_nameless(&handle.node);
+                Ok(Opened { fh: self.open.add_handle(handle, flags, birth)?, data })
             }
             Err(e) => {
                 self.open.give_back(open, false);
@@ -358,12 +410,12 @@ impl Fs {
     }
 
     /// Passthrough if the kernel takes the file, by its one id; decided at the first open.
-    fn data_of(&self, open: &OpenNode) -> Data {
+    pub(super) fn data_of(&self, open: &OpenNode) -> Data {
         let mut mode = open.mode.lock();
         if let DataMode::Undecided = *mode {
             let backing = self.backing(open.slot).ok();
             *mode = match (self.registry.get(), backing.as_ref().map(|b| b.passthrough())) {
-                (Some(registry), Some(Passthrough::On)) => match registry.register(open.fd.as_fd()) {
+                (Some(registry), Some(Passthrough::On)) => match registry.register_node(open.fd.as_fd(), open.node.0) {
                     Ok(registered) => DataMode::Passthrough(registered),
                     Err(e) => {
                         tracing::warn!(
@@ -384,7 +436,7 @@ impl Fs {
     }
 
     /// The descriptor of one open whose data comes to the daemon.
-    fn open_io(&self, open: &OpenNode, flags: i32) -> Result<IoFile> {
+    pub(super) fn open_io(&self, open: &OpenNode, flags: i32) -> Result<IoFile> {
         // Not O_APPEND: the kernel sends the offset. Where others write too it doesn't know the end. Writers may be asked to read too: a page that is
         // mapped and written in part is read first.
         let access = match flags & libc::O_ACCMODE {
@@ -451,6 +503,9 @@ impl Fs {
     pub(super) fn after_removal(&self, file: FileRef, held: Option<Arc<OpenNode>>) {
         if let Some(open) = &held {
             self.count_by_other_name(open);
+            if self.open.is_open(open.node) {
+                self.keep_nameless(open);
+            }
         }
         match held {
             Some(open) => self.open.hold_removed(open),
@@ -469,7 +524,10 @@ impl Fs {
 
     /// The kernel is done with a handle. One that isn't known does no harm.
     pub fn release(&self, fh: u64) {
-        let Some(handle) = self.open.remove_handle(fh) else { return };
+        let Some(handle) = self.open.remove_handle(fh) else {
+            self.release_lost(fh);
+            return;
+        };
         let node = handle.node.clone();
         let written = handle.access != libc::O_RDONLY;
         drop(handle);
@@ -512,10 +570,22 @@ impl Fs {
         // Nor one that somebody else may remove: it would take its room until we close it.
         let keep = !self.is_shared(node.slot) && self.has_name(node.node);
         let id = node.node;
+        if node.kept.load(Relaxed) && self.open.count(&node) == 1 {
+            self.keeper.release(Tag::File(id.0));
+            node.kept.store(false, Relaxed);
+        }
         self.open.give_back(node, keep);
         // It may have been removed since it was looked for: then either this or the removal finds it.
         if keep && !self.has_name(id) {
             self.open.forget_idle(id);
+        }
+    }
+
+    /// Has the file of an open node kept for a daemon after this one, if it has no name to be found by.
+    fn keep_nameless(&self, open: &OpenNode) {
+        if self.keeper.is_there() && !open.kept.load(Relaxed) && !self.has_name(open.node) {
+            open.kept.store(true, Relaxed);
+            self.keeper.keep(Tag::File(open.node.0), open.fd.as_fd());
         }
     }
 
@@ -575,8 +645,36 @@ impl OpenNode {
             promise: Mutex::new(None),
             gate: Arc::default(),
             mode: Mutex::new(DataMode::Undecided),
+            kept: AtomicBool::new(false),
         }
     }
+
+    /// One that a daemon before had open, with what it registered with the kernel.
+    pub(super) fn restored(
+        node: NodeId,
+        slot: Slot,
+        fd: OwnedFd,
+        registered: Option<Registered>,
+        kept: bool,
+    ) -> OpenNode {
+        let mode = registered.map_or(DataMode::Daemon, DataMode::Passthrough);
+        let new = OpenNode::new(node, slot, fd, false);
+        OpenNode { mode: Mutex::new(mode), kept: AtomicBool::new(kept), ..new }
+    }
+}
+
+impl Handle {
+    /// Its number is given when it's entered.
+    pub(super) fn new(node: Arc<OpenNode>, flags: i32, io: Option<Arc<IoFile>>, data: Data) -> Handle {
+        let appends = flags & libc::O_APPEND != 0 && data == Data::Uncached;
+        Handle { node, access: flags & libc::O_ACCMODE, io, appends, fh: 0 }
+    }
+}
+
+/// What tells a file from another that gets its inode number later.
+pub(super) fn birth_of(fd: &OwnedFd) -> u64 {
+    let birth = |stat: Statx| (stat.stx_btime.tv_sec as u64) << 30 ^ u64::from(stat.stx_btime.tv_nsec);
+    stat_fd(fd).map_or(0, birth)
 }
 
 /// Cuts a file off, or makes it longer, whatever way it's open.

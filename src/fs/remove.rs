@@ -7,9 +7,11 @@ use rustix::fs::{AtFlags, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::attr::stat_fd;
+use super::fault::crash_point;
 use super::{Attr, DirFd, Error, Fs, NodeId, Result, check_name};
 use crate::backing::is_reserved;
 use crate::index::{DirId, Slot, SlotSet, What};
+use crate::supervise::{Intent, is_done};
 
 /// Removes a directory that is empty but for kvfs's own files, which no client sees.
 fn remove_dir(parent: &DirFd, name: &[u8]) -> std::result::Result<(), Errno> {
@@ -42,6 +44,9 @@ impl Fs {
     pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<()> {
         let dir = self.dir_of(parent)?;
         check_name(name)?;
+        if is_done() {
+            return Ok(());
+        }
         self.refresh(dir, name)?;
         let _lock = self.locks.lock(dir, name);
         let (found, shadows) = {
@@ -53,11 +58,14 @@ impl Fs {
         };
         let (entry, What::File(file)) = found else { return Err(Errno::ISDIR.into()) };
         self.all_changeable(shadows.with(file.slot))?;
+        self.work.intend(|| Intent::Remove(self.index.read().path_of(dir, name)));
+        crash_point("unlink before", name);
         self.remove_copies(dir, name, shadows.union(self.others_copies(dir, file.slot)))?;
         let fd = self.dir_fd(file.slot, dir)?;
         let held = self.before_removal(&fd, name, file);
+        crash_point("unlink between", name);
         match rustix::fs::unlinkat(&fd, name, AtFlags::empty()) {
-            Ok(()) => {}
+            Ok(()) => crash_point("unlink after", name),
             // Removed behind the mount's back: the index learns of it, the client gets what a disk says.
             Err(Errno::NOENT) => {
                 self.index.write().remove(entry);
@@ -78,6 +86,9 @@ impl Fs {
         if is_reserved(name) {
             return Err(Errno::NOENT.into());
         }
+        if is_done() {
+            return Ok(());
+        }
         self.refresh(dir, name)?;
         self.refresh_below(dir, name);
         let _lock = self.locks.lock(dir, name);
@@ -93,7 +104,10 @@ impl Fs {
         };
         self.all_changeable(slots)?;
         let last = self.stat_dir(id).ok();
+        self.work.intend(|| Intent::Remove(self.index.read().path_of(dir, name)));
+        crash_point("rmdir before", name);
         let removed = self.remove_dir_on(dir, name, id, slots)?;
+        crash_point("rmdir after", name);
         self.index.write().remove(entry);
         self.dir_is_gone(id, slots, last);
         // Somebody else was faster, on every backing.

@@ -9,9 +9,11 @@ use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::attr::stat_at;
+use super::fault::crash_point;
 use super::{Attr, DirFd, Error, Fs, NodeId, Result, check_name, check_new_name};
 use crate::backing::is_reserved;
 use crate::index::{DirId, EntryId, FileRef, Slot, SlotSet, What};
+use crate::supervise::{Intent, is_done};
 
 /// What becomes of the new name if it's there (renameat2(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +87,9 @@ impl Fs {
         check_new_name(newname)?;
         if is_reserved(name) {
             return Err(Errno::NOENT.into());
+        }
+        if is_done() {
+            return Ok(());
         }
         self.settle_both(from.0, to.0);
         self.refresh(from.0, from.1)?;
@@ -169,6 +174,12 @@ impl Fs {
             Some((target, What::File(other))) => Some((target, other)),
             None => None,
         };
+        self.work.intend(|| {
+            let index = self.index.read();
+            let (from, to) = (index.path_of(from.0, from.1), index.path_of(to.0, to.1));
+            Intent::RenameFile { from, to, slot: file.slot.0, ino: index.ino(file.ino) }
+        });
+        crash_point("rename before", from.1);
         self.remove_copies(from.0, from.1, source.shadows)?;
         let held = replaced.and_then(|(_, other)| {
             let dir = self.dir_fd(other.slot, to.0).ok()?;
@@ -180,6 +191,7 @@ impl Fs {
             _ => RenameFlags::empty(),
         };
         names.rename(file.slot, flags)?;
+        crash_point("rename after", from.1);
 
         // From here on the new name is the file. What stays behind of the old one is a shadow.
         let mut left = SlotSet::EMPTY;
@@ -225,11 +237,20 @@ impl Fs {
                 .inspect_err(|_| self.restore_dir(to, other, last))?;
         }
         let changing = self.dirs.changing(source.slots);
+        self.work.intend(|| {
+            let index = self.index.read();
+            let (from, to) = (index.path_of(names.from.0, names.from.1), index.path_of(to.0, to.1));
+            Intent::RenameDir { dir: dir.0, from, to, slots: source.slots.bits() }
+        });
+        crash_point("rename before", names.from.1);
         let mut done = SlotSet::EMPTY;
         let mut failed = Error::from(Errno::NOENT);
         for slot in source.slots.iter() {
             match names.rename(slot, RenameFlags::NOREPLACE) {
-                Ok(()) => done = done.with(slot),
+                Ok(()) => {
+                    crash_point("rename after", names.from.1);
+                    done = done.with(slot);
+                }
                 // This backing has lost it behind the mount's back.
                 Err(e) if e.errno() == Errno::NOENT && !is_there(names, slot) => {}
                 Err(e) => {
@@ -301,12 +322,15 @@ impl Fs {
         }
         self.remove_copies(from.0, from.1, source.shadows)?;
         self.remove_copies(to.0, to.1, target.shadows)?;
+        self.intend_exchange(names, source, target);
+        crash_point("exchange before", from.1);
         let has_dir = [source.what, target.what].iter().any(|what| matches!(what, What::Dir(_)));
         let _changing = has_dir.then(|| self.dirs.changing(source.slots.union(target.slots)));
         match (source.what, target.what) {
             (What::File(a), What::File(b)) if a.slot != b.slot => exchange_files(names, a.slot, b.slot)?,
             _ => exchange_on_each(names, source.slots, target.slots)?,
         }
+        crash_point("exchange after", from.1);
         let mut index = self.index.write();
         index.exchange(source.entry, target.entry);
         index.set_shadows(source.entry, SlotSet::EMPTY);
@@ -316,6 +340,28 @@ impl Fs {
             self.rules.unsettle();
         }
         Ok(())
+    }
+}
+
+impl Fs {
+    fn intend_exchange(&self, names: &Names<'_>, source: Side, target: Side) {
+        let place = |side: Side, is_old: bool| match side.what {
+            What::File(file) => (file.slot.0, self.index.read().ino(file.ino)),
+            What::Dir(_) => {
+                let on = |slot: Slot| {
+                    let (from, to) = names.dirs(slot).ok()?;
+                    let stat = if is_old { stat_at(from, names.from.1) } else { stat_at(to, names.to.1) };
+                    stat.ok().map(|stat| (slot.0, stat.stx_ino))
+                };
+                side.slots.iter().find_map(on).unwrap_or_default()
+            }
+        };
+        self.work.intend(|| {
+            let sides = [place(source, true), place(target, false)];
+            let index = self.index.read();
+            let path = |name: Name<'_>| index.path_of(name.0, name.1);
+            Intent::Exchange { from: path(names.from), to: path(names.to), sides }
+        });
     }
 }
 

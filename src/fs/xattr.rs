@@ -10,9 +10,11 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
+use super::fault::crash_point;
 use super::rules::is_rule;
 use super::{Caller, Error, Fs, NodeId, Result, proc_path};
 use crate::index::{DirId, Node, Slot};
+use crate::supervise::{Intent, was_begun};
 
 /// kvfs's own attributes.
 const OURS: &[u8] = b"user.kvfs.";
@@ -52,7 +54,14 @@ impl Fs {
             return self.set_rule(caller, dir, name, Some(value), flags);
         }
         check_ours(name)?;
-        let flags = XattrFlags::from_bits_retain(flags as u32);
+        let mut flags = XattrFlags::from_bits_retain(flags as u32);
+        if was_begun() {
+            // Perhaps it has been set, by a daemon that died: whether it was there isn't asked again.
+            flags = XattrFlags::empty();
+        } else if !flags.is_empty() {
+            self.work.intend(|| Intent::Attribute);
+        }
+        crash_point("setxattr before", name);
         self.on_each(node, |path| rustix::fs::setxattr(path, name, value, flags))
     }
 
@@ -62,7 +71,12 @@ impl Fs {
             return self.set_rule(caller, dir, name, None, 0);
         }
         check_ours(name)?;
-        self.on_each(node, |path| rustix::fs::removexattr(path, name))
+        let again = was_begun();
+        self.work.intend(|| Intent::Attribute);
+        self.on_each(node, |path| match rustix::fs::removexattr(path, name) {
+            Err(Errno::NODATA) if again => Ok(()),
+            result => result,
+        })
     }
 
     /// Where a file is and why: `user.kvfs.backing`, `.path`, `.placement`, and a directory's `.backings`.

@@ -23,6 +23,7 @@ use super::convert::{caller, file_attr, file_type, generation, ino, node, set_ti
 use super::reply::{attr, empty, io_errno, ioctl, xattr};
 use crate::direct::{Direct, Reply, Target};
 use crate::fs::{Data, Fs, Op, RenameMode, SetAttr, Whence};
+use crate::supervise::hand_over;
 
 /// What a request carries at most: the kernel's own limit (fs.fuse.max_pages_limit, 256 pages).
 const MAX_WRITE: u32 = 1 << 20;
@@ -78,7 +79,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = self.run(Op::Lookup, |fs| fs.lookup_for(req.pid(), node(parent), name.as_bytes()));
+        let found = self.run(req, Op::Lookup, |fs| fs.lookup_for(req.pid(), node(parent), name.as_bytes()));
         match found {
             Ok(attr) if attr.is_ghost() => {
                 reply.entry(&Duration::ZERO, &file_attr(&attr), generation(&attr));
@@ -88,15 +89,15 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
-        let _ = self.run_infallible(Op::Forget, |fs| fs.forget(node(ino)));
+    fn forget(&self, req: &Request, ino: INodeNo, _: u64) {
+        let _ = self.run_infallible(req, Op::Forget, |fs| fs.forget(node(ino)));
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        attr(reply, &self.fs, self.run(Op::Getattr, |fs| fs.getattr(node(ino))));
+        attr(reply, &self.fs, self.run(req, Op::Getattr, |fs| fs.getattr(node(ino))));
     }
 
     fn setattr(
@@ -123,10 +124,14 @@ impl Filesystem for Adapter {
         let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
         let set = SetAttr { mode, uid, gid, size, atime, mtime };
         if self.fs.setattr_waits(node(ino), &set) {
+            if let Err(e) = self.begin(req, Op::Setattr) {
+                return reply.error(e);
+            }
             // A truncation, behind transfers that may take long: not on a thread that answers the kernel.
-            let adapter = self.clone();
+            let (adapter, request) = (self.clone(), hand_over());
             let wait = move || {
-                let result = adapter.run(Op::Setattr, |fs| fs.setattr(node(ino), &set));
+                request.resume();
+                let result = adapter.go_on(Op::Setattr, |fs| fs.setattr(node(ino), &set));
                 attr(reply, &adapter.fs, result);
             };
             if let Err(e) = std::thread::Builder::new().name("kvfs-truncate".into()).spawn(wait) {
@@ -135,11 +140,11 @@ impl Filesystem for Adapter {
             }
             return;
         }
-        attr(reply, &self.fs, self.run(Op::Setattr, |fs| fs.setattr(node(ino), &set)));
+        attr(reply, &self.fs, self.run(req, Op::Setattr, |fs| fs.setattr(node(ino), &set)));
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.run(Op::Readlink, |fs| fs.readlink(node(ino))) {
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.run(req, Op::Readlink, |fs| fs.readlink(node(ino))) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(e),
         }
@@ -156,13 +161,14 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let made =
-            self.run(Op::Mknod, |fs| fs.mknod(&caller(req), node(parent), name.as_bytes(), mode, rdev));
+            self.run(req, Op::Mknod, |fs| fs.mknod(&caller(req), node(parent), name.as_bytes(), mode, rdev));
         self.entry(reply, made);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
         let (caller, parent, name) = (caller(req), node(parent), name.as_bytes().to_vec());
         self.make(
+            req,
             (Op::Mkdir, parent),
             reply,
             move |fs| fs.mkdir(&caller, parent, &name, mode),
@@ -170,24 +176,24 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.run(Op::Unlink, |fs| fs.unlink(node(parent), name.as_bytes())));
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.run(req, Op::Unlink, |fs| fs.unlink(node(parent), name.as_bytes())));
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.run(Op::Rmdir, |fs| fs.rmdir(node(parent), name.as_bytes())));
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.run(req, Op::Rmdir, |fs| fs.rmdir(node(parent), name.as_bytes())));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
         let made =
-            self.run(Op::Symlink, |fs| fs.symlink(&caller(req), node(parent), name.as_bytes(), target));
+            self.run(req, Op::Symlink, |fs| fs.symlink(&caller(req), node(parent), name.as_bytes(), target));
         self.entry(reply, made);
     }
 
     fn rename(
         &self,
-        _: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -205,21 +211,21 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EINVAL);
         };
         let (from, to) = (name.as_bytes(), newname.as_bytes());
-        empty(reply, self.run(Op::Rename, |fs| fs.rename(node(parent), from, node(newparent), to, mode)));
+        empty(reply, self.run(req, Op::Rename, |fs| fs.rename(node(parent), from, node(newparent), to, mode)));
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        self.entry(reply, self.run(Op::Link, |fs| fs.link(node(ino), node(newparent), newname.as_bytes())));
+        self.entry(reply, self.run(req, Op::Link, |fs| fs.link(node(ino), node(newparent), newname.as_bytes())));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        match self.run(Op::Open, |fs| fs.open(node(ino), flags.0)) {
+        match self.run(req, Op::Open, |fs| fs.open(node(ino), flags.0)) {
             Ok(opened) => {
                 self.fs.opened_to_write(req.pid(), node(ino), flags.0);
                 let fh = FileHandle(opened.fh);
@@ -250,12 +256,12 @@ impl Filesystem for Adapter {
     ) {
         let (caller, parent, name) = (caller(req), node(parent), name.as_bytes().to_vec());
         let create = move |fs: &Fs| fs.create(&caller, parent, &name, mode, flags);
-        self.make((Op::Create, parent), reply, create, Adapter::created);
+        self.make(req, (Op::Create, parent), reply, create, Adapter::created);
     }
 
     fn read(
         &self,
-        _: &Request,
+        req: &Request,
         _: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -268,12 +274,12 @@ impl Filesystem for Adapter {
             Ok(data) => reply.data(data),
             Err(e) => reply.error(io_errno(Op::Read, &e)),
         });
-        let _ = self.run_infallible(Op::Read, |fs| fs.read(fh.0, offset, size, done));
+        let _ = self.run_infallible(req, Op::Read, |fs| fs.read(fh.0, offset, size, done));
     }
 
     fn write(
         &self,
-        _: &Request,
+        req: &Request,
         _: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -287,7 +293,7 @@ impl Filesystem for Adapter {
             Ok(written) => reply.written(written as u32),
             Err(e) => reply.error(io_errno(Op::Write, &e)),
         });
-        let _ = self.run_infallible(Op::Write, |fs| {
+        let _ = self.run_infallible(req, Op::Write, |fs| {
             if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
                 fs.write_back(fh.0, offset, data, done);
             } else {
@@ -303,7 +309,7 @@ impl Filesystem for Adapter {
 
     fn release(
         &self,
-        _: &Request,
+        req: &Request,
         _: INodeNo,
         fh: FileHandle,
         _: OpenFlags,
@@ -313,19 +319,19 @@ impl Filesystem for Adapter {
     ) {
         empty(
             reply,
-            self.run_infallible(Op::Release, |fs| {
+            self.run_infallible(req, Op::Release, |fs| {
                 self.direct.released(fh.0);
                 fs.release(fh.0);
             }),
         );
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.run(Op::Fsync, |fs| fs.fsync(fh.0, datasync)));
+    fn fsync(&self, req: &Request, _: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        empty(reply, self.run(req, Op::Fsync, |fs| fs.fsync(fh.0, datasync)));
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.run(Op::Opendir, |fs| fs.opendir(node(ino))) {
+    fn opendir(&self, req: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.run(req, Op::Opendir, |fs| fs.opendir(node(ino))) {
             Ok(true) => reply.opened(FileHandle(0), FopenFlags::empty()),
             // Listing needs no handle: the kernel needn't ask again.
             Ok(false) => reply.error(Errno::ENOSYS),
@@ -333,8 +339,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let listed = self.run(Op::Readdir, |fs| {
+    fn readdir(&self, req: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let listed = self.run(req, Op::Readdir, |fs| {
             fs.readdir(node(ino), offset, |e| {
                 reply.add(super::convert::ino(e.node), e.next, file_type(e.kind), OsStr::from_bytes(e.name))
             })
@@ -347,13 +353,13 @@ impl Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        req: &Request,
         parent: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let listed = self.run(Op::Readdirplus, |fs| {
+        let listed = self.run(req, Op::Readdirplus, |fs| {
             fs.readdirplus(node(parent), offset, |e| {
                 // What isn't known is asked for when it's needed.
                 let ttl = if e.known { fs.ttl(e.attr.node) } else { Duration::ZERO };
@@ -367,12 +373,12 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        empty(reply, self.run(Op::Fsyncdir, |fs| fs.fsyncdir(node(ino))));
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        empty(reply, self.run(req, Op::Fsyncdir, |fs| fs.fsyncdir(node(ino))));
     }
 
-    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match self.run(Op::Statfs, |fs| Ok(fs.statfs(node(ino)))) {
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match self.run(req, Op::Statfs, |fs| Ok(fs.statfs(node(ino)))) {
             Ok(s) => reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, 255, s.bsize),
             Err(e) => reply.error(e),
         }
@@ -392,7 +398,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ESTALE);
         }
         let name = name.as_bytes();
-        let set = self.run(Op::Setxattr, |fs| fs.setxattr(&caller(req), node(ino), name, value, flags));
+        let set = self.run(req, Op::Setxattr, |fs| fs.setxattr(&caller(req), node(ino), name, value, flags));
         empty(reply, set);
     }
 
@@ -400,14 +406,14 @@ impl Filesystem for Adapter {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        xattr(reply, size, self.run(Op::Getxattr, |fs| fs.getxattr(node(ino), name.as_bytes())));
+        xattr(reply, size, self.run(req, Op::Getxattr, |fs| fs.getxattr(node(ino), name.as_bytes())));
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        xattr(reply, size, self.run(Op::Listxattr, |fs| fs.listxattr(node(ino))));
+        xattr(reply, size, self.run(req, Op::Listxattr, |fs| fs.listxattr(node(ino))));
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -415,7 +421,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ESTALE);
         }
         let name = name.as_bytes();
-        empty(reply, self.run(Op::Removexattr, |fs| fs.removexattr(&caller(req), node(ino), name)));
+        empty(reply, self.run(req, Op::Removexattr, |fs| fs.removexattr(&caller(req), node(ino), name)));
     }
 
     fn ioctl(
@@ -434,7 +440,7 @@ impl Filesystem for Adapter {
         let target = if is_dir { Target::Dir(node(ino)) } else { Target::File(fh.0) };
         let answer = Box::new(move |answer: Reply| ioctl(reply, &answer));
         let _ = self
-            .run_infallible(Op::Ioctl, |_| self.direct.ioctl(caller(req), target, cmd, data, out, answer));
+            .run_infallible(req, Op::Ioctl, |_| self.direct.ioctl(caller(req), target, cmd, data, out, answer));
     }
 
     fn poll(
@@ -453,7 +459,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _: &Request,
+        req: &Request,
         _: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -461,17 +467,17 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.run(Op::Fallocate, |fs| fs.fallocate(fh.0, offset, length, mode)));
+        empty(reply, self.run(req, Op::Fallocate, |fs| fs.fallocate(fh.0, offset, length, mode)));
     }
 
-    fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(&self, req: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let whence = match whence {
             libc::SEEK_DATA => Whence::Data,
             libc::SEEK_HOLE => Whence::Hole,
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        match self.run(Op::Lseek, |fs| fs.lseek(fh.0, offset, whence)) {
+        match self.run(req, Op::Lseek, |fs| fs.lseek(fh.0, offset, whence)) {
             Ok(offset) => reply.offset(offset as i64),
             Err(e) => reply.error(e),
         }
@@ -479,7 +485,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        req: &Request,
         _: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -491,7 +497,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let copy = |fs: &Fs| fs.copy_file_range((fh_in.0, offset_in), (fh_out.0, offset_out), len);
-        match self.run(Op::CopyFileRange, copy) {
+        match self.run(req, Op::CopyFileRange, copy) {
             Ok(copied) => reply.written(copied as u32),
             Err(e) => reply.error(e),
         }

@@ -5,13 +5,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use fuser::{Errno, FileHandle, FopenFlags, Generation, ReplyCreate, ReplyEntry};
+use fuser::{Errno, FileHandle, FopenFlags, Generation, ReplyCreate, ReplyEntry, Request};
 
 use super::adapter::Adapter;
 use super::convert::{errno, file_attr, generation};
 use super::reply::ABSENT;
 use crate::fs::{self, Attr, Data, Fs, Op};
 use crate::index::NodeId;
+use crate::supervise::hand_over;
 
 /// What the kernel is to do with an open file that isn't passed through.
 pub(super) fn flags_of(data: Data) -> FopenFlags {
@@ -22,9 +23,32 @@ pub(super) fn flags_of(data: Data) -> FopenFlags {
 }
 
 impl Adapter {
-    /// Runs a handler.
-    pub(super) fn run<T>(&self, op: Op, handler: impl FnOnce(&Fs) -> fs::Result<T>) -> Result<T, Errno> {
+    /// A request has come. An error where it's one that daemons die over.
+    pub(super) fn begin(&self, req: &Request, op: Op) -> Result<(), Errno> {
         self.fs.counters.count(op);
+        self.fs.work.begin(req.unique().0, op as u32).map_err(|e| {
+            tracing::error!("{}: {e}", op.name());
+            Errno::EIO
+        })
+    }
+
+    /// Runs a request's handler.
+    pub(super) fn run<T>(
+        &self,
+        req: &Request,
+        op: Op,
+        handler: impl FnOnce(&Fs) -> fs::Result<T>,
+    ) -> Result<T, Errno> {
+        self.begin(req, op)?;
+        self.go_on(op, handler)
+    }
+
+    /// Runs a handler for the request at work.
+    pub(super) fn go_on<T>(
+        &self,
+        op: Op,
+        handler: impl FnOnce(&Fs) -> fs::Result<T>,
+    ) -> Result<T, Errno> {
         match catch_unwind(AssertUnwindSafe(|| handler(&self.fs))) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(e)) => {
@@ -44,8 +68,13 @@ impl Adapter {
     }
 
     /// Runs a handler that can't fail, or answers by itself.
-    pub(super) fn run_infallible(&self, op: Op, handler: impl FnOnce(&Fs)) -> Result<(), Errno> {
-        self.run(op, |fs| {
+    pub(super) fn run_infallible(
+        &self,
+        req: &Request,
+        op: Op,
+        handler: impl FnOnce(&Fs),
+    ) -> Result<(), Errno> {
+        self.run(req, op, |fs| {
             handler(fs);
             Ok(())
         })
@@ -54,12 +83,13 @@ impl Adapter {
     /// Makes something new and answers: at once, or when there is room for it.
     pub(super) fn make<T, R: Send + 'static>(
         &self,
+        req: &Request,
         (op, dir): (Op, NodeId),
         reply: R,
         make: impl Fn(&Fs) -> fs::Result<T> + Send + 'static,
         answer: impl FnOnce(&Adapter, R, Result<T, Errno>) + Send + 'static,
     ) {
-        let made = self.run(op, |fs| match make(fs) {
+        let made = self.run(req, op, |fs| match make(fs) {
             Err(e) if e.is_full() && fs.room_may_come() => Ok(None),
             made => made.map(Some),
         });
@@ -68,9 +98,10 @@ impl Adapter {
             Err(e) => answer(self, reply, Err(e)),
             // Room may be made: not on a thread that answers the kernel.
             Ok(None) => {
-                let adapter = self.clone();
+                let (adapter, request) = (self.clone(), hand_over());
                 let wait = move || {
-                    let made = adapter.run(op, |fs| fs.when_there_is_room(dir, || make(fs)));
+                    request.resume();
+                    let made = adapter.go_on(op, |fs| fs.when_there_is_room(dir, || make(fs)));
                     answer(&adapter, reply, made);
                 };
                 if let Err(e) = std::thread::Builder::new().name("kvfs-room".into()).spawn(wait) {

@@ -6,10 +6,11 @@
 mod adapter;
 mod answer;
 mod convert;
+mod handshake;
 mod mount;
 mod prune;
 mod reply;
 mod session;
 
-pub use mount::{FS_TYPE, MountError, Mounted, UnmountError, check_mount_point, unmount};
+pub use mount::{FS_TYPE, MountError, Mounted, UnmountError, check_mount_point, unmount, where_mounted};
 pub use session::{Session, SessionError};

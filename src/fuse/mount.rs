@@ -84,6 +84,16 @@ pub fn check_mount_point(path: &Path) -> Result<PathBuf, MountError> {
     Ok(point)
 }
 
+/// The path of a mount that is there, absolute and without symbolic links. The mount itself isn't touched.
+pub fn where_mounted(path: &Path) -> Result<PathBuf, MountError> {
+    let io = |e: io::Error| MountError::Io(path.to_owned(), e);
+    let absolute = std::path::absolute(path).map_err(io)?;
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) => Ok(parent.canonicalize().map_err(io)?.join(name)),
+        _ => Ok(absolute),
+    }
+}
+
 /// A mount of ours, as long as it's mounted.
 #[derive(Debug)]
 pub struct Mounted {

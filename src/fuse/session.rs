@@ -12,6 +12,7 @@ use std::sync::Arc;
 use fuser::{Config, SessionACL};
 
 use super::adapter::{Adapter, Wanted};
+use super::handshake::{resend, shake_hands};
 use super::mount::{MountError, Mounted, mount};
 use super::prune::Pruner;
 use crate::backing::{Backing, List, Passthrough};
@@ -20,6 +21,7 @@ use crate::direct::Direct;
 use crate::fs::{Changed, Fs};
 use crate::index::NodeId;
 use crate::io::BackingRegistry;
+use crate::supervise::{Survival, Tag};
 
 /// Why a session can't start.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,11 @@ pub enum SessionError {
     /// The kernel and fuser didn't come to terms.
     #[error("the FUSE handshake failed: {0}")]
     Handshake(io::Error),
+    /// The kernel can't send requests again.
+    #[error(
+        "this kernel can't send requests again that a daemon died over ({0}; Linux 6.9 or newer can); mount with --supervise off"
+    )]
+    NoResend(io::Error),
 }
 
 /// A mounted filesystem, ready to answer.
@@ -40,30 +47,61 @@ pub struct Session {
     session: fuser::Session<Adapter>,
     mounted: Arc<Mounted>,
     registry: Arc<BackingRegistry>,
+    /// A daemon before may have left requests unanswered.
+    resends: bool,
 }
 
 impl Session {
-    /// Mounts and shakes hands.
-    pub fn start(fs: &Arc<Fs>, direct: &Arc<Direct>, config: &MountConfig) -> Result<Session, SessionError> {
-        let is_root = rustix::process::geteuid().is_root();
+    /// Mounts and shakes hands. `survival` is told what a daemon after this one needs.
+    pub fn start(
+        fs: &Arc<Fs>,
+        direct: &Arc<Direct>,
+        config: &MountConfig,
+        survival: &Survival,
+    ) -> Result<Session, SessionError> {
         let (device, mounted) = mount(&config.mount_point, &source(&fs.backings()), config.allow_other)?;
         let mounted = Arc::new(mounted);
         // Whatever goes wrong from here on: nothing stays mounted.
-        let result = Session::shake_hands(fs, direct, config, device, mounted.clone(), is_root);
+        let result = Session::on(fs, direct, config, device, mounted.clone(), survival).and_then(|session| {
+            if let Some(state) = &survival.state {
+                // There's nothing to send again yet: this tells whether the kernel can.
+                resend(session.session.as_fd()).map_err(SessionError::NoResend)?;
+                survival.keeper.keep(Tag::State, state.fd());
+                survival.keeper.keep(Tag::Device, session.session.as_fd());
+            }
+            Ok(session)
+        });
         if result.is_err() {
             mounted.detach();
         }
         result
     }
 
-    fn shake_hands(
+    /// Takes a session over from a daemon that died. What that had read and not answered is sent again when
+    /// [`Session::run`] is called.
+    pub fn take_over(
+        fs: &Arc<Fs>,
+        direct: &Arc<Direct>,
+        config: &MountConfig,
+        survival: &Survival,
+        device: OwnedFd,
+    ) -> Result<Session, SessionError> {
+        let number = survival.state.as_ref().map(|state| state.device()).unwrap_or_default();
+        let mounted = Arc::new(Mounted { point: config.mount_point.clone(), device: number });
+        let mut session = Session::on(fs, direct, config, device, mounted, survival)?;
+        session.resends = true;
+        Ok(session)
+    }
+
+    fn on(
         fs: &Arc<Fs>,
         direct: &Arc<Direct>,
         config: &MountConfig,
         device: OwnedFd,
         mounted: Arc<Mounted>,
-        is_root: bool,
+        survival: &Survival,
     ) -> Result<Session, SessionError> {
+        let is_root = rustix::process::geteuid().is_root();
         let wanted = match config.passthrough {
             PassthroughMode::Off => Wanted { passthrough: None },
             _ => Wanted { passthrough: Some(stack_depth(&fs.backings())) },
@@ -75,9 +113,10 @@ impl Session {
         options.acl = acl;
         options.n_threads = Some(config.threads.get());
         let adapter = Adapter { fs: fs.clone(), direct: direct.clone(), wanted };
-        let session =
-            fuser::Session::from_fd(adapter, device, acl, options).map_err(SessionError::Handshake)?;
-        let registry = BackingRegistry::new(registry);
+        let state = survival.state.as_deref();
+        let session = shake_hands(adapter, &device, acl, options, state, mounted.device)
+            .map_err(SessionError::Handshake)?;
+        let registry = BackingRegistry::new(registry, survival.state.clone());
         for backing in fs.backings().iter() {
             decide_passthrough(backing, config.passthrough, &registry)?;
         }
@@ -85,7 +124,12 @@ impl Session {
         if fs.backings().iter().any(|b| *b.passthrough() != Passthrough::On) {
             widen_read_ahead(mounted.device);
         }
-        Ok(Session { session, mounted, registry })
+        Ok(Session { session, mounted, registry, resends: false })
+    }
+
+    /// What the kernel passes through of this session.
+    pub fn registry(&self) -> &Arc<BackingRegistry> {
+        &self.registry
     }
 
     /// The mount.
@@ -156,6 +200,9 @@ impl Session {
 
     /// Answers requests until the filesystem is unmounted.
     pub fn run(self) -> io::Result<()> {
+        if self.resends {
+            resend(self.session.as_fd())?;
+        }
         let ended = self.session.run();
         // After an abort of the connection the dead mount is still there.
         self.mounted.detach();

@@ -17,6 +17,7 @@ mod load;
 mod members;
 mod names;
 mod node;
+mod numbers;
 mod scan;
 mod usage;
 
@@ -62,6 +63,8 @@ struct Dir {
     /// The backings that have it.
     slots: SlotSet,
     children: Children,
+    /// Where its number is kept for a daemon after this one.
+    kept: numbers::Kept,
 }
 
 /// What a mount knows of its names. One lock around it, never held across a disk call.
@@ -80,6 +83,7 @@ pub struct Index {
     shadows: HashMap<u32, SlotSet>,
     files: Vec<u64>,
     usage: usage::Usage,
+    numbers: numbers::Numbers,
     /// The backings that names can be entered on.
     members: SlotSet,
     hasher: DefaultHashBuilder,
@@ -100,6 +104,7 @@ impl Index {
             subdirs: 0,
             slots: SlotSet::first(backings),
             children: Children::default(),
+            kept: numbers::Kept::default(),
         };
         index.dirs.insert(DirId::ROOT, root);
         index
@@ -305,13 +310,17 @@ impl Index {
         if slots.is_empty() {
             return Err(AddError::NotAMember);
         }
-        let id = DirId(self.next_dir);
+        let known = self.numbers.of(dir, name).filter(|id| !self.dirs.contains_key(id));
+        let id = known.unwrap_or(DirId(self.next_dir));
         let entry = match self.add(dir, name, What::Dir(id))? {
             Ok(entry) => entry,
             Err(taken) => return Ok(Err(taken)),
         };
-        self.next_dir += 1;
-        self.dirs.insert(id, Dir { entry: entry.0, subdirs: 0, slots, children: Children::default() });
+        if known.is_none() {
+            self.next_dir += 1;
+        }
+        let kept = self.numbers.keep(id, dir, name);
+        self.dirs.insert(id, Dir { entry: entry.0, subdirs: 0, slots, children: Children::default(), kept });
         Ok(Ok(id))
     }
 
@@ -323,7 +332,8 @@ impl Index {
         self.shadows.remove(&entry.0);
         match self.what(entry) {
             What::Dir(dir) => {
-                self.dirs.remove(&dir);
+                let removed = self.dirs.remove(&dir);
+                removed.into_iter().for_each(|dir| self.numbers.drop(dir.kept));
             }
             What::File(file) => self.files[file.slot.index()] -= 1,
         }
@@ -343,6 +353,7 @@ impl Index {
         moved.dir = dir;
         self.names.remove(old);
         self.attach(entry);
+        self.keep_place(entry);
         self.recount(entry);
         Ok(())
     }
@@ -360,6 +371,8 @@ impl Index {
         }
         self.attach(one);
         self.attach(other);
+        self.keep_place(one);
+        self.keep_place(other);
         self.recount(one);
         self.recount(other);
     }

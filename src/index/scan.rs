@@ -8,7 +8,7 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxFla
 use super::join::Joined;
 use super::load::{Loader, Taken};
 use super::{AddError, DirId, EntryId, FileRef, Index, Kind, Slot, SlotSet, What};
+use crate::supervise::State;
 
 /// Nested deeper than this is reported and skipped: each level costs an open directory while it's read.
 const MAX_DEPTH: usize = 1000;
@@ -99,9 +100,16 @@ impl Report {
     }
 }
 
-/// Reads all backings into a new index.
-pub fn scan(sources: &[Source<'_>], mut progress: impl FnMut(Progress)) -> Result<(Index, Report), AddError> {
+/// Reads all backings into a new index. With a state directories have the numbers that it knows them by.
+pub fn scan(
+    sources: &[Source<'_>],
+    state: Option<Arc<State>>,
+    mut progress: impl FnMut(Progress),
+) -> Result<(Index, Report), AddError> {
     let mut index = Index::new(sources.len());
+    if let Some(state) = state {
+        index.keep_in(state);
+    }
     let newest = |slot: Slot, path: &[u8]| {
         let source = sources.iter().find(|source| source.slot == slot)?;
         let stat = statx(source.root, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::CTIME).ok()?;
@@ -149,6 +157,7 @@ pub fn scan(sources: &[Source<'_>], mut progress: impl FnMut(Progress)) -> Resul
         Loader::discard(&mut index, entry);
         duplicate(&mut index, file, by, Some(&newest), &mut report);
     }
+    index.is_found();
     report.elapsed = started.elapsed();
     progress(Progress { names: report.names, elapsed: report.elapsed });
     Ok((index, report))

@@ -21,7 +21,7 @@ fn scan_dirs(dirs: &[&Path]) -> (Index, Report) {
     };
     let open: &'static [fs::File] = open.leak();
     let sources: Vec<Source<'static>> = open.iter().enumerate().map(source).collect();
-    scan(&sources, |_| {}).unwrap()
+    scan(&sources, None, |_| {}).unwrap()
 }
 
 fn slot_of(index: &Index, dir: DirId, name: &str) -> Option<Slot> {

@@ -9,6 +9,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::supervise::{NodeRecord, State};
+
 /// `struct fuse_backing_map` (include/uapi/linux/fuse.h).
 #[repr(C)]
 struct FuseBackingMap {
@@ -28,19 +30,23 @@ mod ioctl {
 #[derive(Debug)]
 pub struct BackingRegistry {
     device: OwnedFd,
+    /// Where the ids of inodes are written down for a daemon after this one.
+    state: Option<Arc<State>>,
 }
 
 /// A backing file that the kernel knows.
 #[derive(Debug)]
 pub struct Registered {
     id: i32,
+    /// Where it's written down.
+    kept: Option<u32>,
     registry: Arc<BackingRegistry>,
 }
 
 impl BackingRegistry {
     /// For the session whose `/dev/fuse` this is.
-    pub fn new(device: OwnedFd) -> Arc<BackingRegistry> {
-        Arc::new(BackingRegistry { device })
+    pub fn new(device: OwnedFd, state: Option<Arc<State>>) -> Arc<BackingRegistry> {
+        Arc::new(BackingRegistry { device, state })
     }
 
     /// Registers a regular file; any descriptor of it will do.
@@ -51,7 +57,19 @@ impl BackingRegistry {
         let map = FuseBackingMap { fd: file.as_raw_fd(), flags: 0, padding: 0 };
         // SAFETY: the descriptor is /dev/fuse and the struct is what this ioctl reads.
         let id = unsafe { ioctl::backing_open(self.device.as_raw_fd(), &map) }?;
-        Ok(Registered { id, registry: self.clone() })
+        Ok(Registered { id, kept: None, registry: self.clone() })
+    }
+
+    /// The same for the file of a node, whose id outlives this daemon.
+    pub fn register_node(self: &Arc<Self>, file: BorrowedFd<'_>, node: u64) -> io::Result<Registered> {
+        let mut registered = self.register(file)?;
+        registered.kept = self.state.as_ref().and_then(|state| state.keep_node(node, registered.id()));
+        Ok(registered)
+    }
+
+    /// What a daemon before has registered with this session.
+    pub fn adopt(self: &Arc<Self>, record: NodeRecord) -> Registered {
+        Registered { id: record.backing_id as i32, kept: Some(record.at), registry: self.clone() }
     }
 }
 
@@ -65,6 +83,10 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         let id = self.id as u32;
+        // First: an id that is written down and closed would be taken for a good one.
+        if let (Some(state), Some(at)) = (&self.registry.state, self.kept) {
+            state.drop_node(at);
+        }
         // SAFETY: the descriptor is /dev/fuse and the ioctl reads a u32.
         // It fails only when the connection is gone, and the ids with it.
         let _ = unsafe { ioctl::backing_close(self.registry.device.as_fd().as_raw_fd(), &id) };

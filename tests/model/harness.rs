@@ -60,6 +60,7 @@ impl Disks {
         let options = Options {
             exclusive,
             shared_ttl: Default::default(),
+            survival: Default::default(),
             policies: Policies::new("hash", Default::default()).unwrap(),
             retention: Default::default(),
             open_dirs: keep,

@@ -1,0 +1,125 @@
+//! A mount whose daemon is started again when it dies: starting the parent, and being the daemon it starts.
+//!
+//! What always holds: every daemon of a mount is started with the same words, those of the operator and a few
+//! of ours; so one that takes over is configured as the first was.
+
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::Failure;
+use super::background::Parent;
+use crate::supervise::{Keeper, Kept, Start, State, Survival, Tag, Work, supervise};
+
+/// Our own words to a daemon that a parent starts.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(super) struct SupervisedArgs {
+    /// A parent starts this process, and keeps what it needs
+    #[arg(long, hide = true)]
+    supervised: bool,
+
+    /// Where the first daemon says how it went
+    #[arg(long, hide = true, value_name = "FD")]
+    ready_fd: Option<RawFd>,
+
+    /// Where the operator was: paths may be relative to it
+    #[arg(long, hide = true, value_name = "DIR")]
+    started_in: Option<PathBuf>,
+}
+
+/// A daemon as it begins: what it has from one before it, and to whom it says how it went.
+pub(super) struct Beginning {
+    pub(super) survival: Survival,
+    pub(super) kept: Kept,
+    /// The session's device, if a daemon before had it.
+    pub(super) device: Option<OwnedFd>,
+    pub(super) parent: Parent,
+}
+
+impl Beginning {
+    /// Nobody has been before, and nobody will come after.
+    pub(super) fn alone(parent: Parent) -> Beginning {
+        Beginning { survival: Survival::default(), kept: Kept::default(), device: None, parent }
+    }
+
+    fn with(keeper: Keeper, mut kept: Kept, parent: Parent) -> Result<Beginning, Failure> {
+        let device = kept.take(Tag::Device);
+        let state = match kept.take(Tag::State).filter(|_| device.is_some()) {
+            Some(fd) => State::take_over(fd),
+            None => State::create(),
+        };
+        let state = Arc::new(state.map_err(Failure::other)?);
+        let work = Arc::new(Work::new(Some(state.clone()), kept.crashed()));
+        let survival = Survival { state: Some(state), keeper: Arc::new(keeper), work };
+        Ok(Beginning { survival, kept, device, parent })
+    }
+}
+
+impl SupervisedArgs {
+    /// Whether this process is one that a parent started; then what it has.
+    pub(super) fn begin(&self) -> Result<Option<Beginning>, Failure> {
+        if !self.supervised {
+            return Ok(None);
+        }
+        let (keeper, kept) = Keeper::parent()
+            .map_err(|e| Failure::other(format!("--supervised is for kvfs itself, not for operators: {e}")))?;
+        if let Some(dir) = &self.started_in {
+            // If it has gone only relative paths are missed.
+            let _ = std::env::set_current_dir(dir);
+        }
+        let beginning = Beginning::with(keeper, kept, Parent::none())?;
+        let first = beginning.device.is_none();
+        // The pipe is there for the first daemon alone.
+        let parent = match self.ready_fd.filter(|_| first) {
+            // SAFETY: the parent left it open for this process at this number.
+            Some(fd) => Parent::at(unsafe { OwnedFd::from_raw_fd(fd) }),
+            None => Parent::none(),
+        };
+        Ok(Some(Beginning { parent, ..beginning }))
+    }
+
+    /// Paths have been looked at: a daemon in the background keeps no directory busy.
+    pub(super) fn let_go(&self) {
+        if self.ready_fd.is_some() {
+            let _ = std::env::set_current_dir("/");
+        }
+    }
+}
+
+/// What systemd keeps for this unit, if it does.
+pub(super) fn by_systemd() -> Result<Option<Beginning>, Failure> {
+    match Keeper::systemd() {
+        Ok(Some((keeper, kept))) => Beginning::with(keeper, kept, Parent::none()).map(Some),
+        Ok(None) => Ok(None),
+        Err(e) => Err(Failure::other(format!("systemd's store of descriptors can't be used: {e}"))),
+    }
+}
+
+/// Becomes the parent of the daemons that serve the mount. The exit status of the last one.
+pub(super) fn be_parent(ready: Option<OwnedFd>, started_in: Option<PathBuf>) -> Result<u8, Failure> {
+    let executable = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Failure::other(format!("kvfs's own executable can't be opened: {e}")))?;
+    let mut ours: Vec<OsString> = vec!["--supervised".into()];
+    if let Some(fd) = &ready {
+        ours.extend(["--ready-fd".into(), fd.as_raw_fd().to_string().into()]);
+    }
+    if let Some(dir) = started_in {
+        ours.extend(["--started-in".into(), dir.into()]);
+    }
+    // Behind the subcommand: what the operator wrote may end with `--` and paths.
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    let at = words.len().min(2);
+    words.splice(at..at, ours);
+    let text = |word: OsString| CString::new(word.into_vec()).map_err(Failure::other);
+    let words = words.into_iter().map(text).collect::<Result<_, _>>()?;
+    let variable = |(name, value): (OsString, OsString)| {
+        CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).map_err(Failure::other)
+    };
+    let environment = std::env::vars_os().map(variable).collect::<Result<_, _>>()?;
+    supervise(Start { executable, words, environment, ready })
+        .map_err(|e| Failure::other(format!("the daemon can't be started: {e}")))
+}

@@ -1,0 +1,36 @@
+//! What outlives a crash of the daemon: the parent that starts it again, what it keeps, and the memory in
+//! which the daemon writes down what the kernel holds it to.
+//!
+//! What always holds: the parent never touches the mount, starts no thread and allocates nothing once it
+//! waits. What is in the [`State`] was true before the kernel heard of it: a daemon may be killed between any
+//! two instructions, and its successor answers for everything that was promised.
+//!
+//! ```text
+//!   kvfs mount ──► parent (holds /dev/fuse, the state, and files without a name)
+//!                    │  fork and exec, again after a crash
+//!                    ▼
+//!                  daemon ── serves; tells the parent what to keep
+//! ```
+
+use std::sync::Arc;
+
+mod keeper;
+mod parent;
+mod state;
+mod work;
+
+pub use keeper::{Kept, Keeper, Tag};
+pub use parent::{Start, supervise};
+pub use state::{HandleRecord, NodeRecord, State, StateError, name_hash};
+pub use work::{Deadly, HandedOver, Intent, Outcome, Path, Work, hand_over, is_done, unique, was_begun};
+
+/// What a daemon needs of all this.
+#[derive(Clone, Debug, Default)]
+pub struct Survival {
+    /// Where it writes down what its successor has to know; `None`: there won't be one.
+    pub state: Option<Arc<State>>,
+    /// Who keeps descriptors for it.
+    pub keeper: Arc<Keeper>,
+    /// The requests at work.
+    pub work: Arc<Work>,
+}

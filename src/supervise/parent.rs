@@ -1,0 +1,301 @@
+//! The parent: starts the daemon, keeps what it's given, and starts it again when it dies.
+//!
+//! What always holds: one thread, no memory asked for after the first start (all tables have their size), the
+//! mount never touched. It ends when the daemon has ended by itself (unmounted), when the first one never
+//! came up, or when none has for long; then the kernel's connection ends with it and clients get an error
+//! instead of waiting for ever.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use super::keeper::{SOCKET_FD, Word, hear, say};
+
+/// Descriptors that are kept at most: files without a name that are open, clients' buffers.
+const KEPT: usize = 65536;
+/// A daemon that lives shorter than this is started again a little later.
+const SHORT: Duration = Duration::from_millis(100);
+/// The longest of these delays.
+const LONGEST_DELAY: Duration = Duration::from_secs(2);
+/// After so many daemons in a row that didn't come up there is no other.
+const GIVE_UP: u32 = 40;
+
+/// How the daemon is started.
+#[derive(Debug)]
+pub struct Start {
+    /// The executable.
+    pub executable: OwnedFd,
+    /// Its words, the program's name first.
+    pub words: Vec<CString>,
+    /// Its environment.
+    pub environment: Vec<CString>,
+    /// Where the first one says how it went; closed here when it has.
+    pub ready: Option<OwnedFd>,
+}
+
+struct Parent {
+    executable: OwnedFd,
+    /// The one before an upgrade, until the new one has come up.
+    former: Option<OwnedFd>,
+    words: Vec<*const libc::c_char>,
+    environment: Vec<*const libc::c_char>,
+    kept: Vec<(u64, OwnedFd)>,
+    daemon: Option<Daemon>,
+    ready: Option<OwnedFd>,
+    /// Whether any has come up.
+    was_up: bool,
+    /// Starts in a row that didn't.
+    failed: u32,
+    delay: Duration,
+    /// How the last one ended.
+    signal: i32,
+    /// To be told to the next one.
+    pending: Option<Signal>,
+}
+
+struct Daemon {
+    pid: Pid,
+    socket: OwnedFd,
+    since: Instant,
+    up: bool,
+}
+
+/// Starts the daemon, and again, until it ends by itself: its exit status.
+///
+/// Fails where not even the first could be started.
+pub fn supervise(start: Start) -> io::Result<u8> {
+    let Start { executable, words, environment, ready } = start;
+    let pointers = |strings: &[CString]| {
+        strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
+    };
+    let mut parent = Parent {
+        executable,
+        former: None,
+        words: pointers(&words),
+        environment: pointers(&environment),
+        kept: Vec::with_capacity(KEPT),
+        daemon: None,
+        ready,
+        was_up: false,
+        failed: 0,
+        delay: Duration::ZERO,
+        signal: 0,
+        pending: None,
+    };
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)?;
+    let told = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    parent.start()?;
+    loop {
+        if let Some(status) = parent.wait(&told)? {
+            return Ok(status);
+        }
+    }
+}
+
+impl Parent {
+    fn start(&mut self) -> io::Result<()> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        // SAFETY: this process has one thread.
+        match unsafe { fork() }? {
+            ForkResult::Parent { child } => {
+                self.daemon = Some(Daemon { pid: child, socket: ours, since: Instant::now(), up: false });
+                Ok(())
+            }
+            ForkResult::Child => self.become_daemon(&theirs),
+        }
+    }
+
+    fn become_daemon(&self, socket: &OwnedFd) -> ! {
+        let _ = SigSet::all().thread_unblock();
+        let (executable, words, environment) = (self.executable.as_raw_fd(), &self.words, &self.environment);
+        // SAFETY: dup2 makes a descriptor at a number that this process, which is about to become another
+        // program, doesn't use; the arrays end with a null and their strings outlive the call.
+        unsafe {
+            if libc::dup2(socket.as_raw_fd(), SOCKET_FD) == SOCKET_FD {
+                libc::syscall(
+                    libc::SYS_execveat,
+                    executable,
+                    c"".as_ptr(),
+                    words.as_ptr(),
+                    environment.as_ptr(),
+                    libc::AT_EMPTY_PATH,
+                );
+            }
+            libc::_exit(127)
+        }
+    }
+
+    /// Waits for something to do. The exit status at the end.
+    fn wait(&mut self, signals: &SignalFd) -> io::Result<Option<u8>> {
+        let nap = match &self.daemon {
+            Some(_) => None,
+            None => Some(self.delay),
+        };
+        let timeout = nap.map(|nap| Timespec { tv_sec: nap.as_secs() as i64, tv_nsec: nap.subsec_nanos().into() });
+        let told = signals.as_fd();
+        let ended = match &self.daemon {
+            Some(daemon) => {
+                let mut fds = [
+                    PollFd::new(&told, PollFlags::IN),
+                    PollFd::new(&daemon.socket, PollFlags::IN),
+                ];
+                match poll(&mut fds, timeout.as_ref()) {
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(e) => return Err(e.into()),
+                }
+                let spoke = fds[1].revents().contains(PollFlags::IN);
+                if spoke {
+                    self.listen();
+                }
+                self.look(signals)?
+            }
+            None => {
+                let _ = poll(&mut [PollFd::new(&told, PollFlags::IN)], timeout.as_ref());
+                self.look(signals)?
+            }
+        };
+        if ended.is_some() {
+            return Ok(ended);
+        }
+        if self.daemon.is_none() && self.start().is_err() {
+            self.did_not_come_up();
+        }
+        Ok((self.failed > GIVE_UP).then_some(1))
+    }
+
+    /// Signals: of a daemon that has ended, and those to be passed on.
+    fn look(&mut self, signals: &SignalFd) -> io::Result<Option<u8>> {
+        while let Some(told) = signals.read_signal()? {
+            match Signal::try_from(told.ssi_signo as i32) {
+                Ok(Signal::SIGCHLD) => {
+                    if let Some(status) = self.reap() {
+                        return Ok(Some(status));
+                    }
+                }
+                Ok(signal) => self.pass_on(signal),
+                Err(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    fn pass_on(&mut self, signal: Signal) {
+        match &self.daemon {
+            Some(daemon) => drop(kill(daemon.pid, signal)),
+            None => self.pending = Some(signal),
+        }
+    }
+
+    fn reap(&mut self) -> Option<u8> {
+        let pid = self.daemon.as_ref()?.pid;
+        let signal = match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, status)) => {
+                // What it said last.
+                self.listen();
+                let was_up = self.was_up;
+                if status == 0 || !was_up {
+                    return Some(status as u8);
+                }
+                0
+            }
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                self.listen();
+                if !self.was_up {
+                    return Some(128 + signal as u8);
+                }
+                signal as i32
+            }
+            _ => return None,
+        };
+        let daemon = self.daemon.take()?;
+        self.signal = signal;
+        if daemon.up {
+            self.failed = 0;
+            let short = daemon.since.elapsed() < SHORT;
+            self.delay = if short { (self.delay * 2).clamp(SHORT / 10, LONGEST_DELAY) } else { Duration::ZERO };
+        } else {
+            self.did_not_come_up();
+        }
+        None
+    }
+
+    fn did_not_come_up(&mut self) {
+        if let Some(former) = self.former.take() {
+            // The new executable is no good.
+            self.executable = former;
+            return;
+        }
+        self.failed += 1;
+        self.delay = (self.delay * 2).clamp(SHORT / 2, LONGEST_DELAY);
+    }
+
+    /// What the daemon says, all of it.
+    fn listen(&mut self) {
+        loop {
+            let Some(daemon) = &mut self.daemon else { return };
+            let mut fds = [PollFd::new(&daemon.socket, PollFlags::IN)];
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            if poll(&mut fds, Some(&now)) != Ok(1) || !fds[0].revents().contains(PollFlags::IN) {
+                return;
+            }
+            match hear(daemon.socket.as_fd()) {
+                Ok(Some((Word::Keep(tag), Some(fd)))) => {
+                    match self.kept.iter().position(|(t, _)| *t == tag) {
+                        Some(at) => self.kept[at].1 = fd,
+                        None if self.kept.len() < KEPT => self.kept.push((tag, fd)),
+                        // It's lost in a crash.
+                        None => {}
+                    }
+                }
+                Ok(Some((Word::Drop(tag), _))) => self.kept.retain(|(t, _)| *t != tag),
+                Ok(Some((Word::List, _))) => {
+                    for (tag, fd) in &self.kept {
+                        let _ = say(daemon.socket.as_fd(), Word::Keep(*tag), Some(fd.as_fd()));
+                    }
+                    let _ = say(daemon.socket.as_fd(), Word::End(self.signal as u64), None);
+                }
+                Ok(Some((Word::Ready, _))) => {
+                    daemon.up = true;
+                    self.came_up();
+                }
+                Ok(Some((Word::Upgrade, Some(executable)))) => {
+                    self.former = Some(std::mem::replace(&mut self.executable, executable));
+                }
+                Ok(Some(_)) | Err(_) => {}
+                Ok(None) => return,
+            }
+        }
+    }
+
+    fn came_up(&mut self) {
+        self.was_up = true;
+        self.failed = 0;
+        self.former = None;
+        if let (Some(signal), Some(daemon)) = (self.pending.take(), &self.daemon) {
+            let _ = kill(daemon.pid, signal);
+        }
+        // In the background: nobody waits for a word any more, and the terminal is let go of.
+        if self.ready.take().is_some()
+            && let Ok(null) = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty())
+        {
+            let _ = rustix::stdio::dup2_stdin(&null);
+            let _ = rustix::stdio::dup2_stdout(&null);
+            let _ = rustix::stdio::dup2_stderr(&null);
+        }
+    }
+}
+
+const _: () = assert!(SOCKET_FD > 2 as RawFd);

@@ -1,0 +1,476 @@
+//! The state: shared memory (a memfd) with what the kernel holds the daemon to: the negotiated INIT, merged
+//! directories' numbers, backing ids of open inodes, open handles, requests at work.
+//!
+//! What always holds: a record is complete before the word that makes it count is stored, and that word is
+//! cleared before anything else of the record changes; so a reader that comes after a crash at any point
+//! finds whole records only. The file can't be made smaller (sealed), so no access to the mapping faults for
+//! that. Nothing here is trusted beyond its bounds: numbers that are read are checked where they are used.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+
+use parking_lot::Mutex;
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// Told apart from any other file. The last byte is the layout's version: a daemon takes over its own alone.
+const MAGIC: u64 = u64::from_le_bytes(*b"kvfsSTA\x01");
+
+/// A request of INIT, and its answer, at most (`FUSE_MIN_READ_BUFFER` would allow 8192).
+const INIT_ROOM: usize = 512;
+
+/// Requests that may be at work at once, each on a thread of its own. One more is served all the same, but not
+/// written down.
+pub(super) const WORK_RECORDS: usize = 512;
+/// Bytes of what one of them says it's about to do: two paths and a little.
+pub(super) const WORK_ROOM: usize = 3 * 4096 - 64;
+
+const HANDLES: usize = 1 << 21;
+const NODES: usize = 1 << 21;
+const DIRS: usize = 1 << 24;
+
+/// Why a state can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The memory can't be had.
+    #[error("the memory that outlives a crash can't be made: {0}")]
+    Io(#[from] io::Error),
+    /// It's not a state, or of another version.
+    #[error("the state that was handed over is of another version of kvfs; mount anew")]
+    OtherVersion,
+}
+
+#[repr(C)]
+struct Header {
+    magic: AtomicU64,
+    /// How often the daemon was started, this time included.
+    starts: AtomicU32,
+    next_dir: AtomicU32,
+    next_serial: AtomicU64,
+    device_major: AtomicU32,
+    device_minor: AtomicU32,
+    /// Where the used part of each table ends: reading beyond it would make pages.
+    handles_end: AtomicU32,
+    nodes_end: AtomicU32,
+    dirs_end: AtomicU32,
+    init_len: AtomicU32,
+    answer_len: AtomicU32,
+    init: [AtomicU64; INIT_ROOM / 8],
+    answer: [AtomicU64; INIT_ROOM / 8],
+}
+
+/// A request at work. `unique` is the word that counts.
+#[repr(C)]
+pub(super) struct WorkRecord {
+    pub(super) unique: AtomicU64,
+    /// In which start of the daemon it was begun or taken up again.
+    pub(super) start: AtomicU32,
+    /// How many daemons have died over it.
+    pub(super) deaths: AtomicU32,
+    /// How long the intent is; 0: none.
+    pub(super) intent_len: AtomicU32,
+    pub(super) op: AtomicU32,
+    pub(super) intent: [AtomicU64; WORK_ROOM / 8],
+}
+
+/// An open handle as it's kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandleRecord {
+    /// Its number.
+    pub fh: u64,
+    /// The node it's of.
+    pub node: u64,
+    /// What tells this file from another that has its inode number later.
+    pub birth: u64,
+    /// The request that opened it.
+    pub unique: u64,
+    /// How it was opened.
+    pub flags: u32,
+}
+
+#[repr(C)]
+struct HandleSlot {
+    fh: AtomicU64,
+    node: AtomicU64,
+    birth: AtomicU64,
+    unique: AtomicU64,
+    flags: AtomicU64,
+}
+
+/// An inode that the kernel passes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// Where its record is.
+    pub at: u32,
+    /// The node.
+    pub node: u64,
+    /// The kernel's number for the backing file.
+    pub backing_id: u32,
+}
+
+#[repr(C)]
+struct NodeSlot {
+    /// 0: free.
+    node: AtomicU64,
+    backing_id: AtomicU64,
+}
+
+/// A merged directory: where it is. `name` is the word that counts.
+#[repr(C)]
+struct DirSlot {
+    /// The hash of its name; 0: free.
+    name: AtomicU64,
+    /// The parent's number above, its own below.
+    place: AtomicU64,
+}
+
+/// All of it, in the order of the file.
+#[repr(C)]
+struct Layout {
+    header: Header,
+    work: [WorkRecord; WORK_RECORDS],
+    handles: [HandleSlot; HANDLES],
+    nodes: [NodeSlot; NODES],
+    dirs: [DirSlot; DIRS],
+}
+
+/// Records that are free below the first that was never used.
+#[derive(Debug, Default)]
+struct Free {
+    list: Vec<u32>,
+    next: u32,
+}
+
+impl Free {
+    fn take(&mut self, most: usize) -> Option<u32> {
+        self.list.pop().or_else(|| {
+            let at = self.next;
+            ((at as usize) < most).then(|| self.next += 1).map(|()| at)
+        })
+    }
+}
+
+fn end_of(end: &AtomicU32, most: usize) -> usize {
+    (end.load(Acquire) as usize).min(most)
+}
+
+/// The shared memory, mapped.
+#[derive(Debug)]
+pub struct State {
+    fd: OwnedFd,
+    map: NonNull<Layout>,
+    recovered: bool,
+    nodes: Mutex<Free>,
+    dirs: Mutex<Free>,
+    pub(super) work: Mutex<Vec<u32>>,
+}
+
+// SAFETY: all that the pointer leads to is atomics; the rest has locks.
+unsafe impl Send for State {}
+// SAFETY: as above.
+unsafe impl Sync for State {}
+
+impl State {
+    /// A new one, empty.
+    pub fn create() -> Result<State, StateError> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = rustix::fs::memfd_create("kvfs-state", flags).map_err(io::Error::from)?;
+        // Pages are there once they are written: the size is an address range.
+        rustix::fs::ftruncate(&fd, size_of::<Layout>() as u64).map_err(io::Error::from)?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&fd, seals).map_err(io::Error::from)?;
+        let state = State::map(fd, false)?;
+        let header = state.header();
+        header.next_dir.store(1, Relaxed);
+        header.next_serial.store(1, Relaxed);
+        header.starts.store(1, Relaxed);
+        header.magic.store(MAGIC, Release);
+        Ok(state)
+    }
+
+    /// That of a daemon that has died.
+    pub fn take_over(fd: OwnedFd) -> Result<State, StateError> {
+        let size = rustix::fs::fstat(&fd).map_err(io::Error::from)?.st_size;
+        let seals = rustix::fs::fcntl_get_seals(&fd).map_err(io::Error::from)?;
+        if size != size_of::<Layout>() as i64 || !seals.contains(SealFlags::SHRINK) {
+            return Err(StateError::OtherVersion);
+        }
+        let state = State::map(fd, true)?;
+        if state.header().magic.load(Acquire) != MAGIC {
+            return Err(StateError::OtherVersion);
+        }
+        state.header().starts.fetch_add(1, Relaxed);
+        let layout = state.layout();
+        let free = |end: usize, is_used: &dyn Fn(usize) -> bool| {
+            let list = (0..end).filter(|at| !is_used(*at)).map(|at| at as u32).collect();
+            Free { list, next: end as u32 }
+        };
+        let nodes = end_of(&layout.header.nodes_end, NODES);
+        *state.nodes.lock() = free(nodes, &|at| layout.nodes[at].node.load(Relaxed) != 0);
+        let dirs = end_of(&layout.header.dirs_end, DIRS);
+        *state.dirs.lock() = free(dirs, &|at| layout.dirs[at].name.load(Relaxed) != 0);
+        Ok(state)
+    }
+
+    fn map(fd: OwnedFd, recovered: bool) -> Result<State, StateError> {
+        let (read_write, shared) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
+        // SAFETY: a new mapping at no given address; the file is as large as the layout and sealed against
+        // becoming smaller, and all of the layout is atomics, for which any bytes are a value.
+        let map = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), size_of::<Layout>(), read_write, shared, &fd, 0)
+        }
+        .map_err(io::Error::from)?;
+        let map = NonNull::new(map.cast()).ok_or_else(|| io::Error::other("mapped at 0"))?;
+        let work = Mutex::new((0..WORK_RECORDS as u32).rev().collect());
+        Ok(State { fd, map, recovered, nodes: Mutex::default(), dirs: Mutex::default(), work })
+    }
+
+    fn layout(&self) -> &Layout {
+        // SAFETY: mapped for as long as `self` lives, aligned to a page, and shared access to atomics is
+        // what they are for.
+        unsafe { self.map.as_ref() }
+    }
+
+    fn header(&self) -> &Header {
+        &self.layout().header
+    }
+
+    pub(super) fn work_records(&self) -> &[WorkRecord; WORK_RECORDS] {
+        &self.layout().work
+    }
+
+    /// The memory, to be kept.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Whether a daemon has died before this one.
+    pub fn is_recovered(&self) -> bool {
+        self.recovered
+    }
+
+    /// Which daemon this is: 1 is the first.
+    pub fn starts(&self) -> u32 {
+        self.header().starts.load(Relaxed)
+    }
+
+    // ---- the handshake ----
+
+    /// Keeps the kernel's INIT and what was answered, and the mount's device number.
+    ///
+    /// Fails where either is longer than any kernel's or answer so far.
+    pub fn set_init(&self, request: &[u8], answer: &[u8], device: (u32, u32)) -> io::Result<()> {
+        if request.len().max(answer.len()) > INIT_ROOM {
+            return Err(io::Error::other("an INIT longer than is known"));
+        }
+        let header = self.header();
+        store(&header.init, request);
+        store(&header.answer, answer);
+        header.answer_len.store(answer.len() as u32, Relaxed);
+        header.device_major.store(device.0, Relaxed);
+        header.device_minor.store(device.1, Relaxed);
+        header.init_len.store(request.len() as u32, Release);
+        Ok(())
+    }
+
+    /// The kernel's INIT and what was answered, if that has been.
+    pub fn init(&self) -> Option<(Vec<u8>, Vec<u8>)> {
+        let header = self.header();
+        let len = header.init_len.load(Acquire) as usize;
+        let answer = header.answer_len.load(Relaxed) as usize;
+        (len > 0 && len <= INIT_ROOM && answer <= INIT_ROOM)
+            .then(|| (load(&header.init, len), load(&header.answer, answer)))
+    }
+
+    /// The mount's device number.
+    pub fn device(&self) -> (u32, u32) {
+        (self.header().device_major.load(Relaxed), self.header().device_minor.load(Relaxed))
+    }
+
+    // ---- handles ----
+
+    /// A number for a handle, never used again.
+    pub fn next_serial(&self) -> u64 {
+        self.header().next_serial.fetch_add(1, Relaxed)
+    }
+
+    /// Keeps a handle, at its place in the table. One beyond the table's end isn't kept.
+    pub fn keep_handle(&self, at: usize, record: HandleRecord) {
+        let Some(slot) = self.layout().handles.get(at) else { return };
+        self.header().handles_end.fetch_max(at as u32 + 1, Release);
+        slot.node.store(record.node, Relaxed);
+        slot.birth.store(record.birth, Relaxed);
+        slot.unique.store(record.unique, Relaxed);
+        slot.flags.store(record.flags.into(), Relaxed);
+        slot.fh.store(record.fh, Release);
+    }
+
+    /// The handle is closed.
+    pub fn drop_handle(&self, at: usize) {
+        if let Some(slot) = self.layout().handles.get(at) {
+            slot.fh.store(0, Release);
+        }
+    }
+
+    /// All handles that were open, with their places.
+    pub fn handles(&self) -> Vec<(usize, HandleRecord)> {
+        let used = &self.layout().handles[..end_of(&self.header().handles_end, HANDLES)];
+        let record = |slot: &HandleSlot| HandleRecord {
+            fh: slot.fh.load(Acquire),
+            node: slot.node.load(Relaxed),
+            birth: slot.birth.load(Relaxed),
+            unique: slot.unique.load(Relaxed),
+            flags: slot.flags.load(Relaxed) as u32,
+        };
+        used.iter().map(record).enumerate().filter(|(_, record)| record.fh != 0).collect()
+    }
+
+    // ---- inodes ----
+
+    /// Keeps the kernel's number for an inode's backing file. `None` when there's no room: it's not kept.
+    pub fn keep_node(&self, node: u64, backing_id: u32) -> Option<u32> {
+        let at = self.nodes.lock().take(NODES)?;
+        self.header().nodes_end.fetch_max(at + 1, Release);
+        let slot = &self.layout().nodes[at as usize];
+        slot.backing_id.store(backing_id.into(), Relaxed);
+        slot.node.store(node, Release);
+        Some(at)
+    }
+
+    /// The number is about to be given up.
+    pub fn drop_node(&self, at: u32) {
+        if let Some(slot) = self.layout().nodes.get(at as usize) {
+            slot.node.store(0, Release);
+            self.nodes.lock().list.push(at);
+        }
+    }
+
+    /// All inodes that were passed through.
+    pub fn nodes(&self) -> Vec<NodeRecord> {
+        let end = self.nodes.lock().next;
+        let record = |at: u32| {
+            let slot = &self.layout().nodes[at as usize];
+            let node = slot.node.load(Acquire);
+            (node != 0).then(|| NodeRecord { at, node, backing_id: slot.backing_id.load(Relaxed) as u32 })
+        };
+        (0..end).filter_map(record).collect()
+    }
+
+    // ---- directories ----
+
+    /// The least number that no directory has had.
+    pub fn next_dir(&self) -> u32 {
+        self.header().next_dir.load(Relaxed)
+    }
+
+    /// Keeps where a directory is. `None` when there's no room: after a crash it's another one to the kernel.
+    pub fn keep_dir(&self, dir: u32, parent: u32, name: &[u8]) -> Option<u32> {
+        let at = self.dirs.lock().take(DIRS)?;
+        self.header().dirs_end.fetch_max(at + 1, Release);
+        self.header().next_dir.fetch_max(dir.saturating_add(1), Relaxed);
+        let slot = &self.layout().dirs[at as usize];
+        slot.place.store(u64::from(parent) << 32 | u64::from(dir), Relaxed);
+        slot.name.store(name_hash(name), Release);
+        Some(at)
+    }
+
+    /// It's no more.
+    pub fn drop_dir(&self, at: u32) {
+        if let Some(slot) = self.layout().dirs.get(at as usize) {
+            slot.name.store(0, Release);
+            self.dirs.lock().list.push(at);
+        }
+    }
+
+    /// All directories there were: parent and hash of the name, the number, and where the record is.
+    pub fn dirs(&self) -> Vec<(u32, u64, u32, u32)> {
+        let end = self.dirs.lock().next;
+        let record = |at: u32| {
+            let slot = &self.layout().dirs[at as usize];
+            let (name, place) = (slot.name.load(Acquire), slot.place.load(Acquire));
+            (name != 0).then_some(((place >> 32) as u32, name, place as u32, at))
+        };
+        (0..end).filter_map(record).collect()
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `map` with this length, and nobody else has the pointer.
+        let _ = unsafe { rustix::mm::munmap(self.map.as_ptr().cast(), size_of::<Layout>()) };
+    }
+}
+
+/// A name as a directory's record has it.
+pub fn name_hash(name: &[u8]) -> u64 {
+    // 0 is a free record.
+    xxhash_rust::xxh3::xxh3_64(name).max(1)
+}
+
+pub(super) fn store(words: &[AtomicU64], bytes: &[u8]) {
+    for (word, chunk) in words.iter().zip(bytes.chunks(8)) {
+        let mut eight = [0; 8];
+        eight[..chunk.len()].copy_from_slice(chunk);
+        word.store(u64::from_le_bytes(eight), Relaxed);
+    }
+}
+
+pub(super) fn load(words: &[AtomicU64], len: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> =
+        words.iter().take(len.div_ceil(8)).flat_map(|word| word.load(Relaxed).to_le_bytes()).collect();
+    bytes.truncate(len);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn again(state: State) -> State {
+        State::take_over(state.fd.try_clone().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_was_kept_is_there_after_a_crash() {
+        let state = State::create().unwrap();
+        assert_eq!((state.init(), state.starts(), state.is_recovered()), (None, 1, false));
+        state.set_init(b"an init of 17 byt", b"answer", (0, 77)).unwrap();
+        let handle = |n: u64| HandleRecord { fh: n << 24 | 5, node: n, birth: 3, unique: 8, flags: 2 };
+        state.keep_handle(5, handle(9));
+        state.keep_handle(6, handle(10));
+        state.drop_handle(6);
+        assert_eq!(state.keep_node(11, 1), Some(0));
+        assert_eq!(state.keep_node(12, 2), Some(1));
+        assert_eq!(state.keep_node(13, 3), Some(2));
+        state.drop_node(1);
+        assert_eq!(state.keep_dir(7, 0, b"d"), Some(0));
+        assert_eq!(state.keep_dir(8, 7, b"e"), Some(1));
+        state.drop_dir(1);
+        assert_eq!(state.keep_dir(8, 0, b"f"), Some(1));
+        let state = again(state);
+        assert_eq!(state.init(), Some((b"an init of 17 byt".to_vec(), b"answer".to_vec())));
+        assert_eq!((state.device(), state.starts(), state.is_recovered()), ((0, 77), 2, true));
+        assert_eq!(state.handles(), [(5, handle(9))]);
+        let node = |at, node, backing_id| NodeRecord { at, node, backing_id };
+        assert_eq!(state.nodes(), [node(0, 11, 1), node(2, 13, 3)]);
+        assert_eq!(state.keep_node(14, 4), Some(1), "the one that is free");
+        assert_eq!(state.keep_node(15, 5), Some(3));
+        assert_eq!(state.dirs(), [(0, name_hash(b"d"), 7, 0), (0, name_hash(b"f"), 8, 1)]);
+        assert_eq!(state.next_dir(), 9);
+        state.drop_dir(0);
+        assert_eq!(again(state).dirs(), [(0, name_hash(b"f"), 8, 1)]);
+    }
+
+    #[test]
+    fn what_is_no_state_is_refused() {
+        let fd = rustix::fs::memfd_create("x", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        assert!(matches!(State::take_over(fd), Err(StateError::OtherVersion)));
+        let fd = rustix::fs::memfd_create("x", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::ftruncate(&fd, size_of::<Layout>() as u64).unwrap();
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK).unwrap();
+        assert!(matches!(State::take_over(fd), Err(StateError::OtherVersion)), "nothing in it");
+        assert!(State::create().unwrap().set_init(&[0; 600], &[], (0, 0)).is_err());
+    }
+}

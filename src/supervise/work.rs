@@ -1,0 +1,349 @@
+//! Requests at work: each thread that serves one has a record of it, with what it's about to change on disk.
+//!
+//! What always holds: an [`Intent`] is written after its operation has found that it may begin, under the lock
+//! of its name, and before anything is changed on disk. So whoever finds one after a crash can tell from the
+//! disk whether the operation was done: what it makes wasn't there before it began, what it removes was. A
+//! record stays until its thread begins with the next request, so the answer was sent by then; what the kernel
+//! doesn't send again had been answered.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+#[cfg(test)]
+use super::state::WORK_RECORDS;
+use super::state::{State, WORK_ROOM, WorkRecord, load, store};
+
+/// Set in `fuse_in_header.unique` of a request that is sent again (`FUSE_UNIQUE_RESEND`,
+/// include/uapi/linux/fuse.h).
+const RESENT: u64 = 1 << 63;
+/// A request over which so many daemons died is answered with an error.
+const DEADLY: u32 = 3;
+
+/// A path below the mount's root.
+pub type Path = Vec<u8>;
+
+/// What an operation is about to do on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Intent {
+    /// Something new under a name that isn't there.
+    Make(Path),
+    /// A name goes.
+    Remove(Path),
+    /// The inode of this number gets one more name, that isn't there.
+    Link(Path),
+    /// A file's name changes; on which backing it is, with its inode number.
+    RenameFile {
+        /// The old name.
+        from: Path,
+        /// The new one.
+        to: Path,
+        /// The backing.
+        slot: u8,
+        /// The inode number there.
+        ino: u64,
+    },
+    /// A directory's name changes on these backings (bits of slots); nothing has the new name there.
+    RenameDir {
+        /// Its number.
+        dir: u32,
+        /// The old name.
+        from: Path,
+        /// The new one.
+        to: Path,
+        /// Backings that have it.
+        slots: u64,
+    },
+    /// Two names change places.
+    Exchange {
+        /// One.
+        from: Path,
+        /// The other.
+        to: Path,
+        /// Where each is, and its inode number; of a directory on the first of its backings.
+        sides: [(u8, u64); 2],
+    },
+    /// An attribute is set that must not be there, or must, or is removed.
+    Attribute,
+}
+
+/// What became of an intent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was done.
+    Done,
+    /// It wasn't, or not as a whole: it's done again from the start.
+    Open,
+}
+
+/// What is known of a request that comes again.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    record: u32,
+    outcome: Outcome,
+    deaths: u32,
+}
+
+/// The requests at work.
+#[derive(Debug, Default)]
+pub struct Work {
+    state: Option<Arc<State>>,
+    /// The last daemon ended by a fault of its own.
+    crashed: bool,
+    /// Those of the daemons before, by number.
+    known: Mutex<HashMap<u64, Known>>,
+}
+
+/// What a thread is doing.
+#[derive(Default)]
+struct Current {
+    /// The thread's own record.
+    own: Option<(Arc<State>, u32)>,
+    /// That of a daemon before, while its request is served again.
+    adopted: Option<u32>,
+    unique: u64,
+    done: bool,
+    begun: bool,
+}
+
+impl Current {
+    /// The record of the request that is being served.
+    fn record(&self) -> Option<&WorkRecord> {
+        let (state, own) = self.own.as_ref()?;
+        state.work_records().get(self.adopted.unwrap_or(*own) as usize)
+    }
+
+    /// The request that was served last was answered.
+    fn answered(&mut self) {
+        if let Some(record) = self.record() {
+            record.unique.store(0, Release);
+        }
+        if let (Some((state, _)), Some(adopted)) = (&self.own, self.adopted.take()) {
+            state.work.lock().push(adopted);
+        }
+        (self.unique, self.done, self.begun) = (0, false, false);
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        self.answered();
+        if let Some((state, own)) = self.own.take() {
+            state.work.lock().push(own);
+        }
+    }
+}
+
+thread_local! {
+    static CURRENT: RefCell<Current> = RefCell::default();
+}
+
+/// The request is one over which several daemons have died.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} daemons have died over this request: it's answered with an error")]
+pub struct Deadly(u32);
+
+impl Work {
+    /// Kept in this state; of none, nothing is kept. `crashed`: the daemon before ended by a fault of its own.
+    pub fn new(state: Option<Arc<State>>, crashed: bool) -> Work {
+        Work { state, crashed, known: Mutex::default() }
+    }
+
+    /// Looks at what the daemons before were doing: each intent is given to `settle`, which looks at the disk.
+    pub fn take_over(&self, mut settle: impl FnMut(&Intent) -> Outcome) {
+        let Some(state) = &self.state else { return };
+        let crashed = self.crashed;
+        let start = state.starts();
+        let mut used = Vec::new();
+        let mut known = self.known.lock();
+        for (at, record) in state.work_records().iter().enumerate() {
+            let unique = record.unique.load(Acquire);
+            // What wasn't sent again after the last crash had been answered.
+            if unique == 0 || record.start.load(Relaxed) + 1 < start {
+                record.unique.store(0, Release);
+                continue;
+            }
+            used.push(at as u32);
+            let deaths = if crashed { record.deaths.fetch_add(1, Relaxed) + 1 } else { record.deaths.load(Relaxed) };
+            let len = (record.intent_len.load(Acquire) as usize).min(WORK_ROOM);
+            let intent = (len > 0).then(|| postcard::from_bytes(&load(&record.intent, len)).ok()).flatten();
+            let outcome = intent.as_ref().map_or(Outcome::Open, &mut settle);
+            known.insert(unique, Known { record: at as u32, outcome, deaths });
+        }
+        state.work.lock().retain(|at| !used.contains(at));
+    }
+
+    /// Whether a daemon before was doing this, too, when it died.
+    pub fn suspects(&self) -> bool {
+        self.known.lock().values().any(|known| known.deaths > 0)
+    }
+
+    /// A request has come: what this thread does from now on is for it, and what it did before was answered.
+    pub fn begin(&self, unique: u64, op: u32) -> Result<(), Deadly> {
+        let Some(state) = &self.state else { return Ok(()) };
+        let plain = unique & !RESENT;
+        let known = if unique & RESENT == 0 { None } else { self.known.lock().remove(&plain) };
+        CURRENT.with_borrow_mut(|current| {
+            current.answered();
+            if current.own.as_ref().is_none_or(|(of, _)| !Arc::ptr_eq(of, state)) {
+                *current = Current::default();
+                current.own = state.work.lock().pop().map(|at| (state.clone(), at));
+            }
+            current.unique = plain;
+            if let Some(known) = known {
+                (current.begun, current.done) = (true, known.outcome == Outcome::Done);
+                current.adopted = current.own.is_some().then_some(known.record);
+            }
+            if let Some(record) = current.record() {
+                if known.is_none() {
+                    record.intent_len.store(0, Relaxed);
+                    record.deaths.store(0, Relaxed);
+                }
+                record.op.store(op, Relaxed);
+                record.start.store(state.starts(), Relaxed);
+                record.unique.store(plain, Release);
+            }
+        });
+        match known {
+            Some(known) if known.deaths >= DEADLY => Err(Deadly(known.deaths)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A request that another thread goes on with.
+pub struct HandedOver(Current);
+
+/// Takes the request at work from this thread.
+pub fn hand_over() -> HandedOver {
+    HandedOver(CURRENT.take())
+}
+
+impl HandedOver {
+    /// This thread goes on with it.
+    pub fn resume(self) {
+        drop(CURRENT.replace(self.0));
+    }
+}
+
+/// The request that this thread serves was done by a daemon that died before it could answer.
+pub fn is_done() -> bool {
+    CURRENT.with_borrow(|current| current.done)
+}
+
+/// A daemon that died had begun with the request that this thread serves.
+pub fn was_begun() -> bool {
+    CURRENT.with_borrow(|current| current.begun)
+}
+
+/// The number of the request that this thread serves; 0 for none.
+pub fn unique() -> u64 {
+    CURRENT.with_borrow(|current| current.unique)
+}
+
+impl Work {
+    /// Writes down what this thread is about to do for its request.
+    pub fn intend(&self, intent: impl FnOnce() -> Intent) {
+        CURRENT.with_borrow(|current| {
+            let Some(record) = current.record().filter(|_| self.state.is_some()) else { return };
+            // What is longer than any two paths isn't kept: after a crash it's done again.
+            let mut room = [0; WORK_ROOM];
+            let len = postcard::to_slice(&intent(), &mut room).map_or(0, |bytes| bytes.len());
+            record.intent_len.store(0, Release);
+            store(&record.intent, &room[..len]);
+            record.intent_len.store(len as u32, Release);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(state: &Arc<State>) -> Arc<State> {
+        use std::os::fd::AsFd;
+        Arc::new(State::take_over(state.fd().as_fd().try_clone_to_owned().unwrap()).unwrap())
+    }
+
+    /// The thread dies.
+    fn die() {
+        std::mem::forget(CURRENT.take());
+    }
+
+    #[test]
+    fn what_was_begun_is_known_when_it_comes_again() {
+        let state = Arc::new(State::create().unwrap());
+        let work = Work::new(Some(state.clone()), true);
+        work.begin(2, 1).unwrap();
+        work.intend(|| Intent::Attribute);
+        let intent = Intent::Make(b"d/f".to_vec());
+        work.begin(4, 1).unwrap();
+        work.intend(|| intent.clone());
+        die();
+        work.begin(6, 2).unwrap();
+        die();
+
+        let state = after(&state);
+        let work = Work::new(Some(state.clone()), true);
+        let mut seen = Vec::new();
+        work.take_over(|intent| {
+            seen.push(intent.clone());
+            Outcome::Done
+        });
+        assert_eq!(seen, [intent]);
+        assert!(work.suspects());
+        work.begin(4 | RESENT, 1).unwrap();
+        assert!(is_done() && was_begun() && unique() == 4);
+        work.begin(8 | RESENT, 1).unwrap();
+        assert!(!is_done() && !was_begun() && unique() == 8, "it waited for a thread");
+        work.begin(6 | RESENT, 1).unwrap();
+        assert!(!is_done() && was_begun(), "nothing was intended");
+        die();
+
+        let state = after(&state);
+        let work = Work::new(Some(state.clone()), true);
+        work.take_over(|_| unreachable!("the one with an intent was answered"));
+        work.begin(6 | RESENT, 1).unwrap();
+        assert!(was_begun());
+        drop(CURRENT.take());
+        let work = Work::new(Some(after(&state)), true);
+        work.take_over(|_| unreachable!());
+        assert!(!work.suspects(), "it was answered");
+    }
+
+    #[test]
+    fn a_request_that_kills_three_is_not_tried_again() {
+        let mut state = Arc::new(State::create().unwrap());
+        for deaths in 0..4 {
+            let work = Work::new(Some(state.clone()), true);
+            work.take_over(|_| Outcome::Open);
+            let unique = if deaths == 0 { 2 } else { 2 | RESENT };
+            assert_eq!(work.begin(unique, 1).is_err(), deaths == 3, "after {deaths}");
+            die();
+            state = after(&state);
+        }
+    }
+
+    #[test]
+    fn more_threads_than_there_are_records_for() {
+        let work = &Work::new(Some(Arc::new(State::create().unwrap())), true);
+        let all = &std::sync::Barrier::new(WORK_RECORDS + 10);
+        std::thread::scope(|scope| {
+            for n in 1..=WORK_RECORDS as u64 + 10 {
+                scope.spawn(move || {
+                    work.begin(n * 2, 1).unwrap();
+                    work.intend(|| Intent::Attribute);
+                    all.wait();
+                });
+            }
+        });
+        assert_eq!(work.state.as_ref().unwrap().work.lock().len(), WORK_RECORDS, "all are given back");
+        let work = Work::new(None, true);
+        work.begin(2, 1).unwrap();
+        work.intend(|| unreachable!("nothing is kept"));
+    }
+}
