@@ -217,7 +217,8 @@ pub(super) fn run(args: &MountArgs) -> Result<(), Failure> {
     if let Some(beginning) = args.supervised.begin()? {
         return serve_as(args, beginning);
     }
-    if args.foreground && args.supervise == Supervise::Auto
+    if args.foreground
+        && args.supervise == Supervise::Auto
         && let Some(beginning) = by_systemd()?
     {
         return serve_as(args, beginning);
@@ -234,7 +235,9 @@ pub(super) fn run(args: &MountArgs) -> Result<(), Failure> {
     match split()? {
         Side::Parent(Ok(())) => answers(&config),
         Side::Parent(Err(failure)) => Err(failure),
-        Side::Child(parent) if args.supervise != Supervise::Off => end_as(be_parent(parent.into_pipe(), here)),
+        Side::Child(parent) if args.supervise != Supervise::Off => {
+            end_as(be_parent(parent.into_pipe(), here))
+        }
         Side::Child(parent) => {
             let mut beginning = Beginning::alone(parent);
             tell(serve(&config, &log, &mut beginning), &mut beginning)
@@ -327,7 +330,6 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     fs.set_invalidator(session.invalidator());
     fs.set_data_changed(session.data_changed());
     session.entry_gone().and_then(|gone| fs.set_entry_gone(gone)).map_err(Failure::other)?;
-    let evictor = retention::start(fs.retention.clone(), fs.clone()).map_err(Failure::other)?;
     let jobs = Jobs::new(Context {
         fs: fs.clone(),
         direct: direct.clone(),
@@ -341,10 +343,15 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         since: Instant::now(),
         log: logging::describe(log),
         io_engine_why,
+        supervised: beginning.status(recovered),
     };
     let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), jobs: jobs.clone(), about };
     let control = Server::start(mounted.device, move |question| daemon.answer(question))
         .map_err(|e| Failure::other(format!("the control socket can't be made: {e}")))
+        .inspect_err(|_| mounted.detach())?;
+    let running = session.serve().map_err(Failure::other).inspect_err(|_| mounted.detach())?;
+    let evictor = retention::start(fs.retention.clone(), fs.clone())
+        .map_err(Failure::other)
         .inspect_err(|_| mounted.detach())?;
     // Nothing fails from here on: what was made for the mount stays.
     made.keep();
@@ -363,13 +370,12 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         ),
         _ => tracing::info!("mounted at {}", config.mount_point.display()),
     }
-    // The kernel queues what is asked until `run` reads it.
     beginning.parent.ready();
     survival.keeper.ready();
     let rules = fs.clone();
     std::thread::spawn(move || rules.serve_rules());
     jobs.resume();
-    let ended = session.run();
+    let ended = running.wait();
     jobs.stop();
     direct.shutdown();
     drop(control);

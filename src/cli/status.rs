@@ -175,6 +175,14 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     writeln!(out, "  passthrough  {passthrough}: {}", s.passthrough.why)?;
     let why = s.io_engine_why.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
     writeln!(out, "  data engine  {}{why}", s.io_engine)?;
+    let again = &s.supervised;
+    let last = again.last_end.as_deref().map_or_else(String::new, |end| {
+        format!(
+            "; daemon {}, the one before {end}; {} open files went on, {} lost",
+            again.daemons, again.files, again.lost
+        )
+    });
+    writeln!(out, "  supervised   by {}{last}", again.by)?;
     writeln!(out, "  placement    {}{}", s.placement, if s.exclusive { ", exclusive" } else { "" })?;
     writeln!(
         out,

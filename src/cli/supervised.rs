@@ -13,6 +13,8 @@ use rustix::fs::{Mode, OFlags};
 
 use super::Failure;
 use super::background::Parent;
+use crate::control::Supervised;
+use crate::fs::Recovered;
 use crate::supervise::{Keeper, Kept, Start, State, Survival, Tag, Work, supervise};
 
 /// Our own words to a daemon that a parent starts.
@@ -46,6 +48,18 @@ impl Beginning {
         Beginning { survival: Survival::default(), kept: Kept::default(), device: None, parent }
     }
 
+    /// What there is to tell of it.
+    pub(super) fn status(&self, recovered: Recovered) -> Supervised {
+        let state = self.survival.state.as_ref();
+        Supervised {
+            by: self.survival.keeper.name().into(),
+            daemons: state.map_or(1, |state| state.starts()),
+            last_end: state.filter(|state| state.is_recovered()).map(|_| self.kept.how()),
+            files: recovered.handles,
+            lost: recovered.lost,
+        }
+    }
+
     fn with(keeper: Keeper, mut kept: Kept, parent: Parent) -> Result<Beginning, Failure> {
         let device = kept.take(Tag::Device);
         let state = match kept.take(Tag::State).filter(|_| device.is_some()) {
@@ -65,8 +79,9 @@ impl SupervisedArgs {
         if !self.supervised {
             return Ok(None);
         }
-        let (keeper, kept) = Keeper::parent()
-            .map_err(|e| Failure::other(format!("--supervised is for kvfs itself, not for operators: {e}")))?;
+        let (keeper, kept) = Keeper::parent().map_err(|e| {
+            Failure::other(format!("--supervised is for kvfs itself, not for operators: {e}"))
+        })?;
         if let Some(dir) = &self.started_in {
             // If it has gone only relative paths are missed.
             let _ = std::env::set_current_dir(dir);

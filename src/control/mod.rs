@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use daemon::Daemon;
 pub use jobs::{Context, JobKind, JobState, JobStatus, Jobs, Order, Removal};
 pub use server::Server;
-pub use status::{About, BackingStatus, IndexStatus, PassthroughStatus, RuleStatus, Status};
+pub use status::{About, BackingStatus, IndexStatus, PassthroughStatus, RuleStatus, Status, Supervised};
 
 /// A question or an order.
 #[derive(Clone, Debug, Serialize, Deserialize)]

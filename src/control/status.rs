@@ -51,8 +51,26 @@ pub struct Status {
     pub job: Option<JobStatus>,
     /// The ioctl fast path.
     pub direct: DirectStatus,
+    /// Who starts the daemon again when it dies.
+    #[serde(default)]
+    pub supervised: Supervised,
     /// Requests so far, by operation, and `panics`.
     pub ops: BTreeMap<String, u64>,
+}
+
+/// Who starts the daemon again when it dies, and what came of it so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Supervised {
+    /// `its parent process`, `systemd` or `nobody`.
+    pub by: String,
+    /// Daemons of this mount so far: 1 is the first.
+    pub daemons: u32,
+    /// How the one before ended, if there was one.
+    pub last_end: Option<String>,
+    /// Open files that this one took over.
+    pub files: usize,
+    /// Open files that it couldn't find.
+    pub lost: usize,
 }
 
 /// On or off, and why.
@@ -147,6 +165,8 @@ pub struct About {
     pub log: String,
     /// Why the engine isn't io_uring.
     pub io_engine_why: Option<String>,
+    /// Who starts it again.
+    pub supervised: Supervised,
 }
 
 impl Status {
@@ -186,6 +206,7 @@ impl Status {
             retention: fs.retention.status(fs),
             job: None,
             direct: direct.status(),
+            supervised: about.supervised.clone(),
             ops: fs.counters.all().map(|(name, n)| (name.to_owned(), n)).collect(),
         }
     }

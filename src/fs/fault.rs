@@ -33,6 +33,9 @@ pub(super) fn point(_: &str) {}
 #[cfg(feature = "fault-points")]
 pub(super) fn crash_point(point: &str, name: &[u8]) {
     let asked = std::str::from_utf8(name).ok().and_then(|name| name.split('@').nth(1));
+    if asked == Some("deadly") && point.ends_with("before") {
+        std::process::abort();
+    }
     if asked == Some(point) && !crate::supervise::was_begun() {
         let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
     }

@@ -69,6 +69,7 @@ pub use open::{Data, Opened};
 pub(crate) use pin::{Passage, Pinned};
 pub(crate) use prefix::Found;
 pub use readdir::{DirEntry, DirEntryPlus};
+pub use recover::Recovered;
 pub(crate) use relocate::{Item, NotMoved};
 pub use rename::RenameMode;
 pub use rules::DirRule;

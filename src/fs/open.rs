@@ -276,10 +276,13 @@ impl OpenTable {
 
     /// Enters a handle, and writes it down before anyone is told of it.
     fn add_handle(&self, mut handle: Handle, flags: i32, birth: u64) -> Result<u64> {
-        let (node, serial) = (handle.node.node, match &self.state {
-            Some(state) => state.next_serial(),
-            None => self.serial.fetch_add(1, Relaxed),
-        });
+        let (node, serial) = (
+            handle.node.node,
+            match &self.state {
+                Some(state) => state.next_serial(),
+                None => self.serial.fetch_add(1, Relaxed),
+            },
+        );
         let mut handles = self.handles.write();
         let at = handles.vacant_key();
         if at >> PLACE != 0 {
@@ -415,16 +418,18 @@ impl Fs {
         if let DataMode::Undecided = *mode {
             let backing = self.backing(open.slot).ok();
             *mode = match (self.registry.get(), backing.as_ref().map(|b| b.passthrough())) {
-                (Some(registry), Some(Passthrough::On)) => match registry.register_node(open.fd.as_fd(), open.node.0) {
-                    Ok(registered) => DataMode::Passthrough(registered),
-                    Err(e) => {
-                        tracing::warn!(
-                            "backing {}: the kernel doesn't pass a file through ({e}); its data goes through the daemon",
-                            open.slot.0
-                        );
-                        DataMode::Daemon
+                (Some(registry), Some(Passthrough::On)) => {
+                    match registry.register_node(open.fd.as_fd(), open.node.0) {
+                        Ok(registered) => DataMode::Passthrough(registered),
+                        Err(e) => {
+                            tracing::warn!(
+                                "backing {}: the kernel doesn't pass a file through ({e}); its data goes through the daemon",
+                                open.slot.0
+                            );
+                            DataMode::Daemon
+                        }
                     }
-                },
+                }
                 _ => DataMode::Daemon,
             };
         }

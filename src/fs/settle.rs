@@ -62,14 +62,27 @@ impl Disks<'_> {
         let done = match intent {
             Intent::Make(path) | Intent::Link(path) => self.is_anywhere(path),
             Intent::Remove(path) => !self.is_anywhere(path),
-            Intent::RenameFile { from, to, slot, ino } => self.on(*slot).is_some_and(|backing| {
-                self.ino(backing, to) == *ino && self.ino(backing, from) != *ino
-            }),
+            Intent::RenameFile { from, to, slot, ino } => self.finish_file(from, to, *slot, *ino),
             Intent::RenameDir { dir, from, to, slots } => self.finish_dir(*dir, from, to, *slots, state),
             Intent::Exchange { from, to, sides } => self.finish_exchange(from, to, *sides),
             Intent::Attribute => false,
         };
         if done { Outcome::Done } else { Outcome::Open }
+    }
+
+    /// A file that has its new name: what it replaced on other backings goes.
+    fn finish_file(&self, from: &[u8], to: &[u8], slot: u8, ino: u64) -> bool {
+        let moved = |backing: &Backing| self.ino(backing, to) == ino && self.ino(backing, from) != ino;
+        if !self.on(slot).is_some_and(moved) {
+            return false;
+        }
+        for other in self.0.iter().filter(|backing| backing.slot.0 != slot && !backing.shared) {
+            if let Some((dir, name)) = self.named(other, to) {
+                // A directory there is somebody else's.
+                let _ = rustix::fs::unlinkat(&dir, name, AtFlags::empty());
+            }
+        }
+        true
     }
 
     /// A directory that has its new name on one backing gets it on all.

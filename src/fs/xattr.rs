@@ -14,7 +14,7 @@ use super::fault::crash_point;
 use super::rules::is_rule;
 use super::{Caller, Error, Fs, NodeId, Result, proc_path};
 use crate::index::{DirId, Node, Slot};
-use crate::supervise::{Intent, was_begun};
+use crate::supervise::{Intent, was_intended};
 
 /// kvfs's own attributes.
 const OURS: &[u8] = b"user.kvfs.";
@@ -55,11 +55,15 @@ impl Fs {
         }
         check_ours(name)?;
         let mut flags = XattrFlags::from_bits_retain(flags as u32);
-        if was_begun() {
-            // Perhaps it has been set, by a daemon that died: whether it was there isn't asked again.
+        if was_intended() {
+            // It may have been set, by a daemon that died after it had looked whether it was there.
             flags = XattrFlags::empty();
-        } else if !flags.is_empty() {
-            self.work.intend(|| Intent::Attribute);
+        } else if !flags.is_empty() && self.work.is_kept() {
+            match (self.with_path(node, false, |path| get_path(path, name)), flags) {
+                (Ok(_), XattrFlags::CREATE) => return Err(Errno::EXIST.into()),
+                (Err(e), XattrFlags::REPLACE) => return Err(e),
+                _ => self.work.intend(|| Intent::Attribute),
+            }
         }
         crash_point("setxattr before", name);
         self.on_each(node, |path| rustix::fs::setxattr(path, name, value, flags))
@@ -71,8 +75,11 @@ impl Fs {
             return self.set_rule(caller, dir, name, None, 0);
         }
         check_ours(name)?;
-        let again = was_begun();
-        self.work.intend(|| Intent::Attribute);
+        let again = was_intended();
+        if self.work.is_kept() && !again {
+            self.with_path(node, false, |path| get_path(path, name))?;
+            self.work.intend(|| Intent::Attribute);
+        }
         self.on_each(node, |path| match rustix::fs::removexattr(path, name) {
             Err(Errno::NODATA) if again => Ok(()),
             result => result,

@@ -20,7 +20,9 @@ use fuser::{
 
 use super::answer::flags_of;
 use super::convert::{caller, file_attr, file_type, generation, ino, node, set_time};
+use super::handshake::NOBODY;
 use super::reply::{attr, empty, io_errno, ioctl, xattr};
+use super::start::Start;
 use crate::direct::{Direct, Reply, Target};
 use crate::fs::{Data, Fs, Op, RenameMode, SetAttr, Whence};
 use crate::supervise::hand_over;
@@ -44,6 +46,7 @@ pub(super) struct Adapter {
     pub(super) fs: Arc<Fs>,
     pub(super) direct: Arc<Direct>,
     pub(super) wanted: Wanted,
+    pub(super) start: Arc<Start>,
 }
 
 impl Filesystem for Adapter {
@@ -79,6 +82,11 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if parent == NOBODY {
+            // To the socket that it came from: the next request comes from the device.
+            reply.error(Errno::ENOENT);
+            return self.start.arrive(name.as_bytes());
+        }
         let found = self.run(req, Op::Lookup, |fs| fs.lookup_for(req.pid(), node(parent), name.as_bytes()));
         match found {
             Ok(attr) if attr.is_ghost() => {
@@ -211,14 +219,20 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EINVAL);
         };
         let (from, to) = (name.as_bytes(), newname.as_bytes());
-        empty(reply, self.run(req, Op::Rename, |fs| fs.rename(node(parent), from, node(newparent), to, mode)));
+        empty(
+            reply,
+            self.run(req, Op::Rename, |fs| fs.rename(node(parent), from, node(newparent), to, mode)),
+        );
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        self.entry(reply, self.run(req, Op::Link, |fs| fs.link(node(ino), node(newparent), newname.as_bytes())));
+        self.entry(
+            reply,
+            self.run(req, Op::Link, |fs| fs.link(node(ino), node(newparent), newname.as_bytes())),
+        );
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -439,8 +453,9 @@ impl Filesystem for Adapter {
         let is_dir = flags.contains(IoctlFlags::FUSE_IOCTL_DIR);
         let target = if is_dir { Target::Dir(node(ino)) } else { Target::File(fh.0) };
         let answer = Box::new(move |answer: Reply| ioctl(reply, &answer));
-        let _ = self
-            .run_infallible(req, Op::Ioctl, |_| self.direct.ioctl(caller(req), target, cmd, data, out, answer));
+        let _ = self.run_infallible(req, Op::Ioctl, |_| {
+            self.direct.ioctl(caller(req), target, cmd, data, out, answer)
+        });
     }
 
     fn poll(

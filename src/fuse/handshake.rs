@@ -6,9 +6,9 @@
 //! that would be a client's request.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use fuser::{Config, SessionACL};
+use fuser::{Config, INodeNo, SessionACL};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
 use super::adapter::Adapter;
@@ -27,7 +27,8 @@ pub(super) fn shake_hands(
     options: Config,
     state: Option<&State>,
     number: (u32, u32),
-) -> io::Result<fuser::Session<Adapter>> {
+    resends: bool,
+) -> io::Result<(fuser::Session<Adapter>, Threshold)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let former = state.and_then(State::init);
     let request = match &former {
@@ -53,22 +54,70 @@ pub(super) fn shake_hands(
             }
         }
     }
-    // SAFETY: fuser owns this descriptor and keeps its number; what it stands for is exchanged before anybody
-    // reads from it.
-    let mut place = unsafe { std::mem::ManuallyDrop::new(from_number(session.as_fd())) };
-    rustix::io::dup3(device, &mut place, rustix::io::DupFlags::CLOEXEC)?;
-    Ok(session)
+    Ok((session, Threshold { socket: ours, device: device.try_clone()?, place: None, resends }))
 }
 
-/// Another owner of a descriptor's number.
+/// Between the handshake and the first request: fuser's threads still read from the socket.
 ///
-/// # Safety
-///
-/// It must not be dropped.
-unsafe fn from_number(fd: BorrowedFd<'_>) -> OwnedFd {
-    use std::os::fd::{AsRawFd, FromRawFd};
-    // SAFETY: the caller's promise.
-    unsafe { OwnedFd::from_raw_fd(fd.as_raw_fd()) }
+/// A daemon that is killed while the kernel copies a request to memory that isn't there yet has its client
+/// told EIO (fuse_dev_do_read in fs/fuse/dev.c). So each thread is given a request of ours first, and makes its
+/// buffer's memory be there; when all have done so, the device takes the socket's place.
+#[derive(Debug)]
+pub(super) struct Threshold {
+    socket: OwnedFd,
+    device: OwnedFd,
+    /// Where fuser's threads read.
+    place: Option<RawFd>,
+    resends: bool,
+}
+
+/// The node of our own requests: none that the kernel could know.
+pub(super) const NOBODY: INodeNo = INodeNo(u64::MAX);
+/// `FUSE_LOOKUP` (include/uapi/linux/fuse.h).
+const LOOKUP: u32 = 1;
+
+impl Threshold {
+    /// Sends each of the threads that will read from `place` a request.
+    pub(super) fn prepare(&mut self, place: BorrowedFd<'_>, threads: usize) -> io::Result<()> {
+        self.place = Some(place.as_raw_fd());
+        // struct fuse_in_header: length, opcode, unique, node, then who asks; and a name.
+        let mut request = [0; 48];
+        request[..4].copy_from_slice(&48u32.to_ne_bytes());
+        request[4..8].copy_from_slice(&LOOKUP.to_ne_bytes());
+        request[16..24].copy_from_slice(&NOBODY.0.to_ne_bytes());
+        request[40..47].copy_from_slice(b"nothing");
+        (0..threads).try_for_each(|_| send(&self.socket, &request, SendFlags::NOSIGNAL).map(drop))?;
+        Ok(())
+    }
+
+    /// All threads stand here: the device takes the socket's place.
+    pub(super) fn cross(&self) -> io::Result<()> {
+        let Some(place) = self.place else { return Err(io::Error::other("nothing to cross")) };
+        // SAFETY: fuser owns this descriptor and keeps its number, and nobody reads from it now.
+        let mut place = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(place) });
+        rustix::io::dup3(&self.device, &mut place, rustix::io::DupFlags::CLOEXEC)?;
+        if self.resends { resend(self.device.as_fd()) } else { Ok(()) }
+    }
+}
+
+/// Has the memory of a thread's request buffer be there; `inside` is a part of it, near its beginning.
+pub(super) fn touch_buffer(inside: &[u8]) {
+    const PAGE: usize = 4096;
+    // The kernel's header and the rest of a page, then the largest write's data.
+    let (from, len) = (inside.as_ptr() as usize / PAGE * PAGE, (1 << 20) + 2 * PAGE);
+    // A fork would make each page's first use afterwards another fault (copy on write).
+    for advice in [libc::MADV_DONTFORK, libc::MADV_POPULATE_WRITE] {
+        // SAFETY: fuser's buffer is 16 MiB and more from its beginning, which is less than a page before
+        // `inside`; this changes no byte, and children of this process execute another program at once.
+        let done = unsafe { libc::madvise(from as *mut libc::c_void, len, advice) };
+        if done != 0 {
+            // Before Linux 5.14, or no memory: requests bring it.
+            tracing::debug!(
+                "a request buffer isn't there before it's needed: {}",
+                io::Error::last_os_error()
+            );
+        }
+    }
 }
 
 fn read_init(device: BorrowedFd<'_>) -> io::Result<Vec<u8>> {

@@ -11,6 +11,7 @@ mod mount;
 mod prune;
 mod reply;
 mod session;
+mod start;
 
 pub use mount::{FS_TYPE, MountError, Mounted, UnmountError, check_mount_point, unmount, where_mounted};
-pub use session::{Session, SessionError};
+pub use session::{Running, Session, SessionError};

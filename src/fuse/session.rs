@@ -1,13 +1,14 @@
 //! A session: the mount, the handshake, what the kernel was found able to do, and the end.
 //!
 //! What always holds: when [`Session::start`] returns, the kernel has been told everything and the mount
-//! will answer as soon as [`Session::run`] is called; when it fails, nothing is left mounted.
+//! will answer as soon as [`Session::serve`] is called; when it fails, nothing is left mounted.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use fuser::{Config, SessionACL};
 
@@ -15,6 +16,7 @@ use super::adapter::{Adapter, Wanted};
 use super::handshake::{resend, shake_hands};
 use super::mount::{MountError, Mounted, mount};
 use super::prune::Pruner;
+use super::start::Start;
 use crate::backing::{Backing, List, Passthrough};
 use crate::config::{MountConfig, PassthroughMode};
 use crate::direct::Direct;
@@ -47,8 +49,24 @@ pub struct Session {
     session: fuser::Session<Adapter>,
     mounted: Arc<Mounted>,
     registry: Arc<BackingRegistry>,
-    /// A daemon before may have left requests unanswered.
-    resends: bool,
+    device: OwnedFd,
+    start: Arc<Start>,
+}
+
+/// A session that answers requests.
+pub struct Running {
+    thread: JoinHandle<io::Result<()>>,
+    mounted: Arc<Mounted>,
+}
+
+impl Running {
+    /// Waits until the filesystem is unmounted.
+    pub fn wait(self) -> io::Result<()> {
+        let ended = self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
+        // After an abort of the connection the dead mount is still there.
+        self.mounted.detach();
+        ended
+    }
 }
 
 impl Session {
@@ -65,9 +83,9 @@ impl Session {
         let result = Session::on(fs, direct, config, device, mounted.clone(), survival).and_then(|session| {
             if let Some(state) = &survival.state {
                 // There's nothing to send again yet: this tells whether the kernel can.
-                resend(session.session.as_fd()).map_err(SessionError::NoResend)?;
+                resend(session.device.as_fd()).map_err(SessionError::NoResend)?;
                 survival.keeper.keep(Tag::State, state.fd());
-                survival.keeper.keep(Tag::Device, session.session.as_fd());
+                survival.keeper.keep(Tag::Device, session.device.as_fd());
             }
             Ok(session)
         });
@@ -78,7 +96,7 @@ impl Session {
     }
 
     /// Takes a session over from a daemon that died. What that had read and not answered is sent again when
-    /// [`Session::run`] is called.
+    /// [`Session::serve`] is called.
     pub fn take_over(
         fs: &Arc<Fs>,
         direct: &Arc<Direct>,
@@ -88,9 +106,7 @@ impl Session {
     ) -> Result<Session, SessionError> {
         let number = survival.state.as_ref().map(|state| state.device()).unwrap_or_default();
         let mounted = Arc::new(Mounted { point: config.mount_point.clone(), device: number });
-        let mut session = Session::on(fs, direct, config, device, mounted, survival)?;
-        session.resends = true;
-        Ok(session)
+        Session::on(fs, direct, config, device, mounted, survival)
     }
 
     fn on(
@@ -112,10 +128,16 @@ impl Session {
         let mut options = Config::default();
         options.acl = acl;
         options.n_threads = Some(config.threads.get());
-        let adapter = Adapter { fs: fs.clone(), direct: direct.clone(), wanted };
+        let threads = config.threads.get();
+        let start = Arc::new(Start::new(threads));
+        let adapter = Adapter { fs: fs.clone(), direct: direct.clone(), wanted, start: start.clone() };
         let state = survival.state.as_deref();
-        let session = shake_hands(adapter, &device, acl, options, state, mounted.device)
-            .map_err(SessionError::Handshake)?;
+        let resends = state.is_some_and(|state| state.is_recovered());
+        let (session, mut threshold) =
+            shake_hands(adapter, &device, acl, options, state, mounted.device, resends)
+                .map_err(SessionError::Handshake)?;
+        threshold.prepare(session.as_fd(), threads).map_err(SessionError::Handshake)?;
+        start.set(threshold);
         let registry = BackingRegistry::new(registry, survival.state.clone());
         for backing in fs.backings().iter() {
             decide_passthrough(backing, config.passthrough, &registry)?;
@@ -124,7 +146,7 @@ impl Session {
         if fs.backings().iter().any(|b| *b.passthrough() != Passthrough::On) {
             widen_read_ahead(mounted.device);
         }
-        Ok(Session { session, mounted, registry, resends: false })
+        Ok(Session { session, device, mounted, registry, start })
     }
 
     /// What the kernel passes through of this session.
@@ -149,7 +171,7 @@ impl Session {
     /// What tells the kernel that a name has gone (and its file, if one is named), or is to be looked up again.
     pub fn entry_gone(&self) -> io::Result<impl Fn(NodeId, &[u8], Option<NodeId>) + Send + Sync + 'static> {
         let notifier = self.session.notifier();
-        let pruner = Pruner::new(self.session.as_fd().try_clone_to_owned()?);
+        let pruner = Pruner::new(self.device.try_clone()?);
         Ok(move |parent, name: &[u8], node: Option<NodeId>| {
             if node.is_some_and(|node| pruner.prune(node.0)) {
                 return;
@@ -198,15 +220,12 @@ impl Session {
         }
     }
 
-    /// Answers requests until the filesystem is unmounted.
-    pub fn run(self) -> io::Result<()> {
-        if self.resends {
-            resend(self.session.as_fd())?;
-        }
-        let ended = self.session.run();
-        // After an abort of the connection the dead mount is still there.
-        self.mounted.detach();
-        ended
+    /// Answers requests from now on.
+    pub fn serve(self) -> io::Result<Running> {
+        let Session { session, mounted, start, .. } = self;
+        let thread = std::thread::Builder::new().name("kvfs-session".into()).spawn(|| session.run())?;
+        start.crossed()?;
+        Ok(Running { thread, mounted })
     }
 }
 

@@ -37,6 +37,11 @@ impl FileRef {
     }
 }
 
+impl Entry {
+    /// A number that no name has.
+    pub(super) const FREE: Entry = Entry { name: NameRef::NONE, dir: DirId::NONE, target: Target(0) };
+}
+
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {

@@ -460,7 +460,7 @@ impl Index {
     fn new_entry(&mut self, dir: DirId, name: &[u8], what: What) -> Result<EntryId, AddError> {
         let entry =
             Entry { name: self.names.add(name).ok_or(AddError::Full)?, dir, target: Target::new(what) };
-        let number = match self.free.pop() {
+        let number = match self.numbers.of_entry(dir, name).or_else(|| self.free.pop()) {
             Some(number) => {
                 self.entries[number as usize] = entry;
                 number
@@ -475,6 +475,7 @@ impl Index {
             }
         };
         self.usage.start(number);
+        self.numbers.keep_entry(number, dir, name);
         Ok(EntryId(number))
     }
 
@@ -483,6 +484,7 @@ impl Index {
         let freed = &mut self.entries[entry.0 as usize];
         self.names.remove(freed.name);
         freed.dir = DirId(NO_ENTRY);
+        self.numbers.drop_entry(entry.0);
         self.free.push(entry.0);
     }
 

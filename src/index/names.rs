@@ -15,6 +15,11 @@ const CLASSES: usize = 256 / GRANULE + 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NameRef(u32);
 
+impl NameRef {
+    /// No name.
+    pub(super) const NONE: NameRef = NameRef(u32::MAX);
+}
+
 /// The arena of names.
 pub(super) struct Names {
     blocks: Vec<Box<[u8]>>,

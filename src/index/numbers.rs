@@ -1,4 +1,5 @@
-//! The numbers of merged directories, kept for a daemon after this one: the kernel knows directories by them.
+//! Numbers, kept for a daemon after this one: those of merged directories, by which the kernel knows them, and
+//! those of entries, by which a listing that has begun goes on.
 //!
 //! What always holds: where each directory is, by its parent's number and its name, is written down before
 //! anyone is told of it, if there is a [`State`]. A daemon that takes over gives the directories that it finds
@@ -8,8 +9,9 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::entry::Entry;
 use super::{DirId, EntryId, Index, What};
-use crate::supervise::{State, name_hash};
+use crate::supervise::{State, name_hash, place_hash};
 
 /// Where a directory's number is written down, if it is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,6 +23,8 @@ pub(super) struct Numbers {
     state: Option<Arc<State>>,
     /// Those of the daemon before that haven't been found yet: the number, and where it's written down.
     former: HashMap<(DirId, u64), (DirId, u32)>,
+    /// The same of entries, by the hash of directory and name.
+    former_entries: HashMap<u32, u32>,
 }
 
 impl Numbers {
@@ -39,6 +43,26 @@ impl Numbers {
             return Kept(Some(at));
         }
         Kept(state.keep_dir(dir.0, parent.0, name))
+    }
+
+    /// The number that the entry of this name had.
+    pub(super) fn of_entry(&mut self, dir: DirId, name: &[u8]) -> Option<u32> {
+        if self.former_entries.is_empty() {
+            return None;
+        }
+        self.former_entries.remove(&place_hash(dir.0, name))
+    }
+
+    pub(super) fn keep_entry(&self, entry: u32, dir: DirId, name: &[u8]) {
+        if let Some(state) = &self.state {
+            state.keep_name(entry, dir.0, name);
+        }
+    }
+
+    pub(super) fn drop_entry(&self, entry: u32) {
+        if let Some(state) = &self.state {
+            state.drop_name(entry);
+        }
     }
 
     pub(super) fn drop(&mut self, kept: Kept) {
@@ -62,6 +86,9 @@ impl Index {
         let known = state.dirs().into_iter();
         self.numbers.former =
             known.map(|(parent, name, dir, at)| ((DirId(parent), name), (DirId(dir), at))).collect();
+        let (entries, end) = state.names();
+        self.numbers.former_entries = entries;
+        self.entries.resize(end as usize, Entry::FREE);
         self.numbers.state = Some(state);
     }
 
@@ -74,6 +101,11 @@ impl Index {
             state.drop_dir(at);
         }
         self.numbers.former.shrink_to_fit();
+        for (_, at) in std::mem::take(&mut self.numbers.former_entries) {
+            state.drop_name(at);
+        }
+        let is_free = |at: &u32| self.entries[*at as usize].dir == DirId::NONE;
+        self.free = (0..self.entries.len() as u32).filter(is_free).collect();
         if recovered {
             for entry in 0..self.entries.len() as u32 {
                 if let Some(What::File(_)) = self.live(EntryId(entry)) {
@@ -83,10 +115,11 @@ impl Index {
         }
     }
 
-    /// Writes down where the entry is now, if it's a directory's.
+    /// Writes down where the entry is now.
     pub(super) fn keep_place(&mut self, entry: EntryId) {
-        let What::Dir(id) = self.what(entry) else { return };
         let at = &self.entries[entry.0 as usize];
+        self.numbers.keep_entry(entry.0, at.dir, self.names.get(at.name));
+        let What::Dir(id) = at.target.what() else { return };
         if let Some(dir) = self.dirs.get_mut(&id) {
             dir.kept = self.numbers.moved(dir.kept, id, at.dir, self.names.get(at.name));
         }
@@ -106,7 +139,8 @@ mod tests {
         let mut index = Index::new(1);
         index.keep_in(state.clone());
         let here = SlotSet::one(Slot(0));
-        let add = |index: &mut Index, dir, name: &str| index.add_dir(dir, name.as_bytes(), here).unwrap().unwrap();
+        let add =
+            |index: &mut Index, dir, name: &str| index.add_dir(dir, name.as_bytes(), here).unwrap().unwrap();
         let a = add(&mut index, DirId::ROOT, "a");
         let b = add(&mut index, a, "b");
         let gone = add(&mut index, b, "gone");

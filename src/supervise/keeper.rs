@@ -128,8 +128,7 @@ pub(super) fn hear(socket: BorrowedFd<'_>) -> io::Result<Option<(Word, Option<Ow
     let mut bytes = [0; 16];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message =
-        recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let message = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     let mut fd = None;
     for part in control.drain() {
         if let RecvAncillaryMessage::ScmRights(mut fds) = part {
@@ -210,7 +209,9 @@ impl Keeper {
         let mut kept = Kept::default();
         loop {
             match hear(socket.as_fd())? {
-                Some((Word::Keep(code), Some(fd))) => kept.fds.extend(Tag::from_code(code).map(|tag| (tag, fd))),
+                Some((Word::Keep(code), Some(fd))) => {
+                    kept.fds.extend(Tag::from_code(code).map(|tag| (tag, fd)))
+                }
                 Some((Word::End(signal), _)) => {
                     kept.signal = signal as i32;
                     break;

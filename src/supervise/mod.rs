@@ -19,10 +19,12 @@ mod parent;
 mod state;
 mod work;
 
-pub use keeper::{Kept, Keeper, Tag};
+pub use keeper::{Keeper, Kept, Tag};
 pub use parent::{Start, supervise};
-pub use state::{HandleRecord, NodeRecord, State, StateError, name_hash};
-pub use work::{Deadly, HandedOver, Intent, Outcome, Path, Work, hand_over, is_done, unique, was_begun};
+pub use state::{HandleRecord, NodeRecord, State, StateError, name_hash, place_hash};
+pub use work::{
+    Deadly, HandedOver, Intent, Outcome, Path, Work, hand_over, is_done, unique, was_begun, was_intended,
+};
 
 /// What a daemon needs of all this.
 #[derive(Clone, Debug, Default)]

@@ -120,6 +120,11 @@ impl Parent {
 
     fn become_daemon(&self, socket: &OwnedFd) -> ! {
         let _ = SigSet::all().thread_unblock();
+        // A test's daemons are not to outlive it.
+        #[cfg(feature = "fault-points")]
+        if std::env::var_os("KVFS_TEST_DIE_WITH_PARENT").is_some() {
+            let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+        }
         let (executable, words, environment) = (self.executable.as_raw_fd(), &self.words, &self.environment);
         // SAFETY: dup2 makes a descriptor at a number that this process, which is about to become another
         // program, doesn't use; the arrays end with a null and their strings outlive the call.
@@ -144,14 +149,12 @@ impl Parent {
             Some(_) => None,
             None => Some(self.delay),
         };
-        let timeout = nap.map(|nap| Timespec { tv_sec: nap.as_secs() as i64, tv_nsec: nap.subsec_nanos().into() });
+        let timeout =
+            nap.map(|nap| Timespec { tv_sec: nap.as_secs() as i64, tv_nsec: nap.subsec_nanos().into() });
         let told = signals.as_fd();
         let ended = match &self.daemon {
             Some(daemon) => {
-                let mut fds = [
-                    PollFd::new(&told, PollFlags::IN),
-                    PollFd::new(&daemon.socket, PollFlags::IN),
-                ];
+                let mut fds = [PollFd::new(&told, PollFlags::IN), PollFd::new(&daemon.socket, PollFlags::IN)];
                 match poll(&mut fds, timeout.as_ref()) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
                     Err(e) => return Err(e.into()),
@@ -225,7 +228,8 @@ impl Parent {
         if daemon.up {
             self.failed = 0;
             let short = daemon.since.elapsed() < SHORT;
-            self.delay = if short { (self.delay * 2).clamp(SHORT / 10, LONGEST_DELAY) } else { Duration::ZERO };
+            self.delay =
+                if short { (self.delay * 2).clamp(SHORT / 10, LONGEST_DELAY) } else { Duration::ZERO };
         } else {
             self.did_not_come_up();
         }
@@ -289,7 +293,8 @@ impl Parent {
         }
         // In the background: nobody waits for a word any more, and the terminal is let go of.
         if self.ready.take().is_some()
-            && let Ok(null) = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty())
+            && let Ok(null) =
+                rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty())
         {
             let _ = rustix::stdio::dup2_stdin(&null);
             let _ = rustix::stdio::dup2_stdout(&null);

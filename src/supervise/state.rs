@@ -30,6 +30,8 @@ pub(super) const WORK_ROOM: usize = 3 * 4096 - 64;
 const HANDLES: usize = 1 << 21;
 const NODES: usize = 1 << 21;
 const DIRS: usize = 1 << 24;
+/// As many as an index can have.
+const NAMES: usize = 1 << 32;
 
 /// Why a state can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,7 @@ struct Header {
     handles_end: AtomicU32,
     nodes_end: AtomicU32,
     dirs_end: AtomicU32,
+    names_end: AtomicU32,
     init_len: AtomicU32,
     answer_len: AtomicU32,
     init: [AtomicU64; INIT_ROOM / 8],
@@ -134,6 +137,8 @@ struct Layout {
     handles: [HandleSlot; HANDLES],
     nodes: [NodeSlot; NODES],
     dirs: [DirSlot; DIRS],
+    /// By the number of a name's entry: its hash; 0: free.
+    names: [AtomicU32; NAMES],
 }
 
 /// Records that are free below the first that was never used.
@@ -215,7 +220,8 @@ impl State {
     }
 
     fn map(fd: OwnedFd, recovered: bool) -> Result<State, StateError> {
-        let (read_write, shared) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
+        let (read_write, shared) =
+            (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
         // SAFETY: a new mapping at no given address; the file is as large as the layout and sealed against
         // becoming smaller, and all of the layout is atomics, for which any bytes are a value.
         let map = unsafe {
@@ -358,6 +364,33 @@ impl State {
         (0..end).filter_map(record).collect()
     }
 
+    // ---- names ----
+
+    /// Keeps the number of a name's entry, which is its place in a listing.
+    pub fn keep_name(&self, at: u32, dir: u32, name: &[u8]) {
+        if let Some(slot) = self.layout().names.get(at as usize) {
+            slot.store(place_hash(dir, name), Relaxed);
+            if at >= self.header().names_end.load(Relaxed) {
+                self.header().names_end.fetch_max(at.saturating_add(1), Release);
+            }
+        }
+    }
+
+    /// The number is free again.
+    pub fn drop_name(&self, at: u32) {
+        if let Some(slot) = self.layout().names.get(at as usize) {
+            slot.store(0, Relaxed);
+        }
+    }
+
+    /// All numbers there were, by what [`place_hash`] says of the names that had them; and where they end.
+    pub fn names(&self) -> (hashbrown::HashMap<u32, u32>, u32) {
+        let end = self.header().names_end.load(Acquire);
+        let hash = |at: u32| self.layout().names[at as usize].load(Relaxed);
+        // Of two names with one hash (1 in 2^32) the later keeps its place.
+        ((0..end).map(|at| (hash(at), at)).filter(|(hash, _)| *hash != 0).collect(), end)
+    }
+
     // ---- directories ----
 
     /// The least number that no directory has had.
@@ -407,6 +440,11 @@ impl Drop for State {
 pub fn name_hash(name: &[u8]) -> u64 {
     // 0 is a free record.
     xxhash_rust::xxh3::xxh3_64(name).max(1)
+}
+
+/// A name in a directory as its number's record has it.
+pub fn place_hash(dir: u32, name: &[u8]) -> u32 {
+    (xxhash_rust::xxh3::xxh3_64_with_seed(name, dir.into()) as u32).max(1)
 }
 
 pub(super) fn store(words: &[AtomicU64], bytes: &[u8]) {

@@ -84,6 +84,7 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug)]
 struct Known {
     record: u32,
+    intended: bool,
     outcome: Outcome,
     deaths: u32,
 }
@@ -108,6 +109,7 @@ struct Current {
     unique: u64,
     done: bool,
     begun: bool,
+    intended: bool,
 }
 
 impl Current {
@@ -125,7 +127,7 @@ impl Current {
         if let (Some((state, _)), Some(adopted)) = (&self.own, self.adopted.take()) {
             state.work.lock().push(adopted);
         }
-        (self.unique, self.done, self.begun) = (0, false, false);
+        (self.unique, self.done, self.begun, self.intended) = (0, false, false, false);
     }
 }
 
@@ -168,13 +170,20 @@ impl Work {
                 continue;
             }
             used.push(at as u32);
-            let deaths = if crashed { record.deaths.fetch_add(1, Relaxed) + 1 } else { record.deaths.load(Relaxed) };
+            let deaths =
+                if crashed { record.deaths.fetch_add(1, Relaxed) + 1 } else { record.deaths.load(Relaxed) };
             let len = (record.intent_len.load(Acquire) as usize).min(WORK_ROOM);
             let intent = (len > 0).then(|| postcard::from_bytes(&load(&record.intent, len)).ok()).flatten();
             let outcome = intent.as_ref().map_or(Outcome::Open, &mut settle);
-            known.insert(unique, Known { record: at as u32, outcome, deaths });
+            let intended = intent.is_some();
+            known.insert(unique, Known { record: at as u32, intended, outcome, deaths });
         }
         state.work.lock().retain(|at| !used.contains(at));
+    }
+
+    /// Whether anything is written down.
+    pub fn is_kept(&self) -> bool {
+        self.state.is_some()
     }
 
     /// Whether a daemon before was doing this, too, when it died.
@@ -196,6 +205,7 @@ impl Work {
             current.unique = plain;
             if let Some(known) = known {
                 (current.begun, current.done) = (true, known.outcome == Outcome::Done);
+                current.intended = known.intended;
                 current.adopted = current.own.is_some().then_some(known.record);
             }
             if let Some(record) = current.record() {
@@ -238,6 +248,11 @@ pub fn is_done() -> bool {
 /// A daemon that died had begun with the request that this thread serves.
 pub fn was_begun() -> bool {
     CURRENT.with_borrow(|current| current.begun)
+}
+
+/// A daemon that died had written down what it was about to do for the request that this thread serves.
+pub fn was_intended() -> bool {
+    CURRENT.with_borrow(|current| current.intended)
 }
 
 /// The number of the request that this thread serves; 0 for none.
