@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -253,7 +253,7 @@ fn decide_passthrough(
 ) -> Result<(), SessionError> {
     let state = match mode {
         PassthroughMode::Off => Passthrough::Off("switched off (--passthrough off)".into()),
-        _ => match registry.register(backing.probe_file()) {
+        _ => match probe(backing).and_then(|file| registry.register(file.as_fd())) {
             Ok(_) => Passthrough::On,
             Err(e) => Passthrough::Off(explain(&e)),
         },
@@ -263,6 +263,17 @@ fn decide_passthrough(
     }
     backing.set_passthrough(state);
     Ok(())
+}
+
+/// A file of the backing, opened for this alone: what is registered stays open if we die now, and with the very
+/// file that the backing's lock is on it would stay locked.
+fn probe(backing: &Backing) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", backing.probe_file().as_raw_fd());
+    Ok(rustix::fs::open(
+        path,
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?)
 }
 
 /// The kernel reads ahead 128 KiB of a FUSE file, in requests of that size: the INIT reply can't ask for more
