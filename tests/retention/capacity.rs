@@ -140,6 +140,32 @@ fn files_from_before_the_mount_count() {
 }
 
 #[test]
+fn a_file_from_before_the_mount_counts_once_however_many_names_it_has() {
+    let lab = Lab::new();
+    let (builder, backing) = one(&lab, "64M");
+    for i in 0..8 {
+        old(&backing, &format!("f{i}"), MIB, 1000);
+        (0..i).for_each(|j| {
+            std::fs::hard_link(backing.join(format!("f{i}")), backing.join(format!("f{i}-{j}"))).unwrap()
+        });
+    }
+    let mount = builder.start();
+    until(&mount, "all of them counted", |s| s["retention"]["backings"][0]["used"].as_u64() >= Some(8 * MIB));
+    // The survey is over before an eviction is planned.
+    evict(&mount, &["--dry-run", "--bytes", "1"]).code(0);
+    assert_eq!(used(&mount, 0), 8 * MIB);
+    for name in names(mount.point()) {
+        sys::stat(mount.path(name)).unwrap();
+    }
+    assert_eq!(used(&mount, 0), 8 * MIB, "nor when it's asked about by each");
+    (1..8).for_each(|i| sys::unlink(mount.path(format!("f{i}"))).unwrap());
+    until(&mount, "one name less of each", |s| {
+        s["retention"]["backings"][0]["used"].as_u64() == Some(8 * MIB)
+    });
+    assert_eq!(used(&mount, 0), counted(&backing));
+}
+
+#[test]
 fn wrong_values_are_refused() {
     let lab = Lab::new();
     let (point, backing) = (lab.dir("mnt"), lab.dir("b"));
