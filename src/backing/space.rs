@@ -163,6 +163,7 @@ pub struct Space {
     available: AtomicU64,
     /// What files take here, where a capacity has it counted.
     used: AtomicU64,
+    telling: Mutex<()>,
     promises: Mutex<Promises>,
     /// What a file here needs, by those that were written lately: the largest of them, fading.
     typical: AtomicU64,
@@ -214,6 +215,7 @@ impl Space {
             asked: AtomicU64::new(0),
             available: AtomicU64::new(0),
             used: AtomicU64::new(0),
+            telling: Mutex::default(),
             promises: Mutex::default(),
             typical: AtomicU64::new(0),
             granted: AtomicU64::new(0),
@@ -286,9 +288,10 @@ impl Space {
         }
     }
 
-    /// What files take here, as far as it's counted.
-    pub fn set_used(&self, bytes: u64) {
-        self.used.store(bytes, Relaxed);
+    /// Has it known what files take here, as far as that's counted. What is told last was also found out last.
+    pub fn set_used(&self, bytes: impl FnOnce() -> u64) {
+        let _telling = self.telling.lock();
+        self.used.store(bytes(), Relaxed);
     }
 
     /// Forgets what was seen: the next question is asked of the disk. After an `ENOSPC`.
@@ -349,9 +352,9 @@ mod tests {
         assert!(!Space::new(u64::MAX, None).has_room(root.as_fd()));
         assert!(!Space::new(0, Some(0)).has_room(root.as_fd()));
         let space = Space::new(0, Some(1000));
-        space.set_used(400);
+        space.set_used(|| 400);
         assert_eq!(space.spare(root.as_fd()), 600);
-        space.set_used(1400);
+        space.set_used(|| 1400);
         assert_eq!((space.spare(root.as_fd()), space.balance(root.as_fd())), (0, -400));
     }
 

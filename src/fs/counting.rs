@@ -31,12 +31,11 @@ impl Fs {
         let Some(Node::File(slot, ino)) = open.node.node() else { return };
         let Ok(stat) = stat_fd(&open.fd) else { return };
         if stat.stx_nlink > 0 {
+            let (bytes, backing) = (taken(&stat, self.is_shared(slot)), self.backing(slot));
             let index = self.index.read();
-            index.set_node_size(slot, ino, taken(&stat, self.is_shared(slot)));
-            let used = index.bytes_on(slot);
-            drop(index);
-            if let Ok(backing) = self.backing(slot) {
-                backing.space.set_used(used);
+            index.set_node_size(slot, ino, bytes);
+            if let Ok(backing) = backing {
+                backing.space.set_used(|| index.bytes_on(slot));
             }
         }
     }

@@ -188,6 +188,7 @@ impl Fs {
                 Err(e) if e.errno() == Errno::NOENT => {}
                 Err(e) => return Err(e),
             }
+            super::fault::point("evicted-metadata");
         }
         Ok((files + 1, bytes + self.evict_locked(victim, true)?))
     }

@@ -572,8 +572,9 @@ impl Fs {
     /// One open less of a file.
     pub(super) fn unpin(&self, node: Arc<OpenNode>) {
         // A file without a name is not kept.
-        // Nor one that somebody else may remove: it would take its room until we close it.
-        let keep = !self.is_shared(node.slot) && self.has_name(node.node);
+        // Nor one that somebody else may remove: it would take its room until we close it. Nor its creator's own
+        // descriptor, if data was written through it: XFS keeps room ready behind the end until it's closed.
+        let keep = !self.is_shared(node.slot) && !node.is_written_through() && self.has_name(node.node);
         let id = node.node;
         if node.kept.load(Relaxed) && self.open.count(&node) == 1 {
             self.keeper.release(Tag::File(id.0));
@@ -636,6 +637,11 @@ impl OpenNode {
     /// Whether the kernel moves its data.
     pub(super) fn is_passthrough(&self) -> bool {
         matches!(*self.mode.lock(), DataMode::Passthrough(_))
+    }
+
+    /// Whether its own descriptor is what handles write through.
+    fn is_written_through(&self) -> bool {
+        self.fd_is_writable && !self.is_passthrough()
     }
 
     fn new(node: NodeId, slot: Slot, fd: OwnedFd, fd_is_writable: bool) -> OpenNode {

@@ -177,7 +177,7 @@ impl Evicting {
     fn count(&self, backing: &Backing) {
         let index = self.store.index().read();
         if index.is_counting() {
-            backing.space.set_used(index.bytes_on(backing.slot));
+            backing.space.set_used(|| index.bytes_on(backing.slot));
         }
     }
 

@@ -141,3 +141,23 @@ fn both_go_or_both_stay() {
     evict_until(&mount, "the last pair gone", || names(&backing.join("70/12")).is_empty());
     assert_eq!(number(&mount, "evicted_lru"), 9);
 }
+
+#[cfg(feature = "fault-points")]
+#[test]
+fn metadata_goes_before_its_data() {
+    let lab = Lab::new();
+    let backings = [lab.volume(FsKind::Ext4, 64).join("kv"), lab.volume(FsKind::Ext4, 64).join("kv")];
+    old(&backings[0], &data(0), DATA as u64, 9000);
+    old(&backings[1], &metadata(0), 4096, 9000);
+    let builder = mount(&lab, &backings, "lru", &[]);
+    let dying = builder.clone().env("KVFS_FAULT_ABORT_AT", "evicted-metadata").start();
+    // The daemon dies in it.
+    super::run::evict(&dying, &["--bytes", "1M"]);
+    let point = dying.point().to_path_buf();
+    dying.ended();
+    crate::common::ns::unmount_below(&point);
+    assert!(!backings[1].join(metadata(0)).exists(), "it's gone");
+    assert!(backings[0].join(data(0)).exists(), "and its data is there, which nobody looks for");
+    let mount = builder.start();
+    assert!(!mount.path(metadata(0)).exists() && mount.path(data(0)).exists(), "a later mount finds it so");
+}

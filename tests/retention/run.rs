@@ -201,8 +201,9 @@ impl Faults {
     }
 }
 
-/// What the files of a backing take, by `du` for files alone.
-pub(super) fn du(backing: &Path) -> u64 {
+/// What the files of a backing take, as the daemon has to count it: their blocks, in units of 4 KiB, but no
+/// more than their size. Blocks behind the end, and those by which the file system finds the others, don't count.
+pub(super) fn counted(backing: &Path) -> u64 {
     let (mut bytes, mut seen) = (0, BTreeSet::new());
     let mut todo = vec![backing.to_path_buf()];
     while let Some(dir) = todo.pop() {
@@ -213,7 +214,9 @@ pub(super) fn du(backing: &Path) -> u64 {
             match st.st_mode & libc::S_IFMT {
                 libc::S_IFDIR => todo.push(path),
                 libc::S_IFREG if !path.file_name().unwrap().to_string_lossy().starts_with(".kvfs-") => {
-                    bytes += if seen.insert(st.st_ino) { st.st_blocks as u64 * 512 } else { 0 };
+                    let (size, blocks) = (st.st_size as u64, st.st_blocks as u64 * 512);
+                    let taken = blocks.min(size.next_multiple_of(4096)).next_multiple_of(4096);
+                    bytes += if seen.insert(st.st_ino) { taken } else { 0 };
                 }
                 _ => {}
             }

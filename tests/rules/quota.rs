@@ -241,6 +241,38 @@ fn a_file_with_two_names_counts_once() {
 }
 
 #[test]
+fn a_file_with_two_names_counts_once_whichever_is_known_first() {
+    let lab = Lab::new();
+    let mount = start(&lab, &["t", "t/in"]);
+    for i in 0..4 {
+        write(&mount.path(format!("t/f{i}")), MIB).unwrap();
+        sys::link(mount.path(format!("t/f{i}")), mount.path(format!("t/in/g{i}"))).unwrap();
+    }
+    set(&mount, "t", "64M");
+    wait_used(&mount, "t", 4 * M);
+    // A name that was counted goes, and a new one may be found before the one that counts now.
+    for i in 0..4 {
+        sys::unlink(mount.path(format!("t/f{i}"))).unwrap();
+        sys::link(mount.path(format!("t/in/g{i}")), mount.path(format!("t/h{i}"))).unwrap();
+        write(&mount.path(format!("t/h{i}")), 2 * MIB).unwrap();
+        wait_used(&mount, "t", (5 + i) * M);
+    }
+    let mount = mount.restart();
+    wait_used(&mount, "t", 8 * M);
+    // Only one name of each is known to the kernel, and that goes.
+    for name in ["t/in/g0", "t/h1"] {
+        sys::unlink(mount.path(name)).unwrap();
+        wait_used(&mount, "t", 8 * M);
+    }
+    for name in ["t/in/g2", "t/h2", "t/h3", "t/in/g3"] {
+        sys::stat(mount.path(name)).unwrap();
+    }
+    wait_used(&mount, "t", 8 * M);
+    sys::unlink(mount.path("t/in/g1")).unwrap();
+    wait_used(&mount, "t", 6 * M);
+}
+
+#[test]
 fn whatever_changes_a_size_is_counted() {
     let lab = Lab::new();
     let mount = start(&lab, &["t"]);
