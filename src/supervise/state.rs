@@ -68,12 +68,13 @@ struct Header {
 #[repr(C)]
 pub(super) struct WorkRecord {
     pub(super) unique: AtomicU64,
-    /// In which start of the daemon it was begun or taken up again.
-    pub(super) start: AtomicU32,
     /// How many daemons have died over it.
     pub(super) deaths: AtomicU32,
     /// How long the intent is; 0: none.
     pub(super) intent_len: AtomicU32,
+    /// Whether a thread was at it: 1, or 0 while it only waits to be sent again.
+    pub(super) at_work: AtomicU32,
+    /// What it asks for, for people.
     pub(super) op: AtomicU32,
     pub(super) intent: [AtomicU64; WORK_ROOM / 8],
 }

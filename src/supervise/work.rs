@@ -9,7 +9,9 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::*;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -23,6 +25,10 @@ use super::state::{State, WORK_ROOM, WorkRecord, load, store};
 const RESENT: u64 = 1 << 63;
 /// A request over which so many daemons died is answered with an error.
 const DEADLY: u32 = 3;
+
+/// After so many requests that aren't sent again, and so long, none is that is.
+const MANY: usize = 4096;
+const LONG: Duration = Duration::from_secs(1);
 
 /// A path below the mount's root.
 pub type Path = Vec<u8>;
@@ -90,13 +96,16 @@ struct Known {
 }
 
 /// The requests at work.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Work {
     state: Option<Arc<State>>,
     /// The last daemon ended by a fault of its own.
     crashed: bool,
     /// Those of the daemons before, by number.
     known: Mutex<HashMap<u64, Known>>,
+    /// Requests since then that aren't sent again; beyond `MANY` nobody counts.
+    new: AtomicUsize,
+    since: Instant,
 }
 
 /// What a thread is doing.
@@ -131,6 +140,12 @@ impl Current {
     }
 }
 
+impl Default for Work {
+    fn default() -> Work {
+        Work::new(None, false)
+    }
+}
+
 impl Drop for Current {
     fn drop(&mut self) {
         self.answered();
@@ -152,26 +167,27 @@ pub struct Deadly(u32);
 impl Work {
     /// Kept in this state; of none, nothing is kept. `crashed`: the daemon before ended by a fault of its own.
     pub fn new(state: Option<Arc<State>>, crashed: bool) -> Work {
-        Work { state, crashed, known: Mutex::default() }
+        let new = AtomicUsize::new(MANY + 1);
+        Work { state, crashed, known: Mutex::default(), new, since: Instant::now() }
     }
 
     /// Looks at what the daemons before were doing: each intent is given to `settle`, which looks at the disk.
     pub fn take_over(&self, mut settle: impl FnMut(&Intent) -> Outcome) {
         let Some(state) = &self.state else { return };
         let crashed = self.crashed;
-        let start = state.starts();
         let mut used = Vec::new();
         let mut known = self.known.lock();
         for (at, record) in state.work_records().iter().enumerate() {
             let unique = record.unique.load(Acquire);
-            // What wasn't sent again after the last crash had been answered.
-            if unique == 0 || record.start.load(Relaxed) + 1 < start {
-                record.unique.store(0, Release);
+            if unique == 0 {
                 continue;
             }
             used.push(at as u32);
-            let deaths =
-                if crashed { record.deaths.fetch_add(1, Relaxed) + 1 } else { record.deaths.load(Relaxed) };
+            let deaths = if crashed && record.at_work.swap(0, Relaxed) != 0 {
+                record.deaths.fetch_add(1, Relaxed) + 1
+            } else {
+                record.deaths.load(Relaxed)
+            };
             let len = (record.intent_len.load(Acquire) as usize).min(WORK_ROOM);
             let intent = (len > 0).then(|| postcard::from_bytes(&load(&record.intent, len)).ok()).flatten();
             let outcome = intent.as_ref().map_or(Outcome::Open, &mut settle);
@@ -179,6 +195,27 @@ impl Work {
             known.insert(unique, Known { record: at as u32, intended, outcome, deaths });
         }
         state.work.lock().retain(|at| !used.contains(at));
+        self.new.store(0, Relaxed);
+    }
+
+    /// A request has come that isn't sent again: those that are came before it.
+    ///
+    /// So what is still known after many of these was answered before the last crash, and is forgotten. Not at
+    /// once: another thread may have read one and not begun with it.
+    fn age(&self, state: &State) {
+        if self.new.load(Relaxed) > MANY || self.new.fetch_add(1, Relaxed) < MANY {
+            return;
+        }
+        if self.since.elapsed() < LONG {
+            self.new.store(0, Relaxed);
+            return;
+        }
+        for (_, known) in self.known.lock().drain() {
+            if let Some(record) = state.work_records().get(known.record as usize) {
+                record.unique.store(0, Release);
+                state.work.lock().push(known.record);
+            }
+        }
     }
 
     /// Whether anything is written down.
@@ -195,6 +232,9 @@ impl Work {
     pub fn begin(&self, unique: u64, op: u32) -> Result<(), Deadly> {
         let Some(state) = &self.state else { return Ok(()) };
         let plain = unique & !RESENT;
+        if unique & RESENT == 0 {
+            self.age(state);
+        }
         let known = if unique & RESENT == 0 { None } else { self.known.lock().remove(&plain) };
         CURRENT.with_borrow_mut(|current| {
             current.answered();
@@ -214,7 +254,7 @@ impl Work {
                     record.deaths.store(0, Relaxed);
                 }
                 record.op.store(op, Relaxed);
-                record.start.store(state.starts(), Relaxed);
+                record.at_work.store(1, Relaxed);
                 record.unique.store(plain, Release);
             }
         });
@@ -324,10 +364,35 @@ mod tests {
         work.take_over(|_| unreachable!("the one with an intent was answered"));
         work.begin(6 | RESENT, 1).unwrap();
         assert!(was_begun());
+        // Killed once more before it was read.
+        die();
+        let state = after(&state);
+        let state = after(&state);
+        let work = Work::new(Some(state.clone()), true);
+        work.take_over(|_| unreachable!());
+        assert!(work.suspects(), "it may still come");
+        work.begin(6 | RESENT, 1).unwrap();
+        assert!(was_begun());
         drop(CURRENT.take());
         let work = Work::new(Some(after(&state)), true);
         work.take_over(|_| unreachable!());
         assert!(!work.suspects(), "it was answered");
+    }
+
+    #[test]
+    fn what_is_never_sent_again_is_forgotten() {
+        let state = Arc::new(State::create().unwrap());
+        Work::new(Some(state.clone()), true).begin(2, 1).unwrap();
+        die();
+        let state = after(&state);
+        let mut work = Work::new(Some(state.clone()), true);
+        work.take_over(|_| Outcome::Open);
+        assert_eq!(state.work.lock().len(), WORK_RECORDS - 1);
+        work.since = Instant::now().checked_sub(LONG).unwrap();
+        (0..=MANY as u64).for_each(|n| work.begin(100 + n * 2, 1).unwrap());
+        assert!(!work.suspects());
+        drop(CURRENT.take());
+        assert_eq!(state.work.lock().len(), WORK_RECORDS);
     }
 
     #[test]
@@ -356,7 +421,11 @@ mod tests {
                 });
             }
         });
-        assert_eq!(work.state.as_ref().unwrap().work.lock().len(), WORK_RECORDS, "all are given back");
+        // A thread has ended a moment before what was its own is given back.
+        let given_back = || work.state.as_ref().unwrap().work.lock().len();
+        while given_back() < WORK_RECORDS {
+            std::thread::yield_now();
+        }
         let work = Work::new(None, true);
         work.begin(2, 1).unwrap();
         work.intend(|| unreachable!("nothing is kept"));
