@@ -14,7 +14,7 @@ use super::open::{Handle, OpenNode, birth_of};
 use super::{Data, Fs, NodeId, Opened, Result};
 use crate::index::{Node, Slot};
 use crate::io::{BackingRegistry, Registered};
-use crate::supervise::{HandleRecord, unique};
+use crate::supervise::{HandleRecord, Tag, unique};
 
 /// What is left of a daemon before this one.
 #[derive(Default)]
@@ -94,7 +94,7 @@ impl Fs {
         *self.open.left.by_request.lock() = requests;
         // What is left in `ids` was kept for a next open: their registrations end here.
         for node in nameless.into_keys() {
-            self.keeper.release(crate::supervise::Tag::File(node));
+            self.keeper.release(Tag::File(node));
         }
         recovered
     }
@@ -135,6 +135,18 @@ impl Fs {
         }
         if let Some((_, handles)) = lost.get_mut(&node) {
             *handles += 1;
+        }
+    }
+
+    /// The backings aren't those any more that the mount was started with: a daemon after this one, which is
+    /// started with the same words, couldn't take over, and won't be tried.
+    pub fn set_has_changed(&self) {
+        if self.keeper.is_there() {
+            self.keeper.release(Tag::Device);
+            self.keeper.release(Tag::State);
+            tracing::warn!(
+                "the backings aren't those any more that the mount was started with: if the daemon dies, it isn't started again; mount anew with the present list to have that back"
+            );
         }
     }
 

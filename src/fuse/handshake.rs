@@ -85,6 +85,8 @@ impl Threshold {
         request[..4].copy_from_slice(&48u32.to_ne_bytes());
         request[4..8].copy_from_slice(&LOOKUP.to_ne_bytes());
         request[16..24].copy_from_slice(&NOBODY.0.to_ne_bytes());
+        // fuser lets nobody else into an ordinary user's mount.
+        request[24..28].copy_from_slice(&rustix::process::geteuid().as_raw().to_ne_bytes());
         request[40..47].copy_from_slice(b"nothing");
         (0..threads).try_for_each(|_| send(&self.socket, &request, SendFlags::NOSIGNAL).map(drop))?;
         Ok(())

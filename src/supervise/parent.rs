@@ -17,7 +17,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use super::keeper::{SOCKET_FD, Word, hear, say};
+use super::keeper::{SOCKET_FD, Tag, Word, hear, say};
 
 /// Descriptors that are kept at most: files without a name that are open, clients' buffers.
 const KEPT: usize = 65536;
@@ -223,6 +223,10 @@ impl Parent {
             }
             _ => return None,
         };
+        if !self.kept.iter().any(|(tag, _)| *tag == Tag::Device.code()) {
+            // It was told that nobody could take over.
+            return Some(1);
+        }
         let daemon = self.daemon.take()?;
         self.signal = signal;
         if daemon.up {

@@ -368,13 +368,13 @@ mod tests {
         die();
         let state = after(&state);
         let state = after(&state);
-        let work = Work::new(Some(state.clone()), true);
+        let work = Work::new(Some(state.clone()), false);
         work.take_over(|_| unreachable!());
         assert!(work.suspects(), "it may still come");
         work.begin(6 | RESENT, 1).unwrap();
         assert!(was_begun());
         drop(CURRENT.take());
-        let work = Work::new(Some(after(&state)), true);
+        let work = Work::new(Some(after(&state)), false);
         work.take_over(|_| unreachable!());
         assert!(!work.suspects(), "it was answered");
     }

@@ -41,6 +41,7 @@ pub(super) fn add(context: &Context, job: &Job, backing: Backing, made: Made) ->
     let passthrough = backing.passthrough().clone();
     job.note("reading it");
     let brought = fs.join(backing).map_err(|e| format!("{} can't join: {e}", path.display()))?;
+    fs.set_has_changed();
     made.keep();
     fs.remove_leftovers(&brought.leftovers);
     fs.told(TOLD);
@@ -94,6 +95,7 @@ pub(super) fn remove(context: &Context, slot: Slot, force: bool) -> Ended {
         Errno::BUSY => format!("{} has got a file meanwhile; drain it again", path.display()),
         _ => format!("{} can't be removed: {e}", path.display()),
     })?;
+    fs.set_has_changed();
     context.direct.backing_left(slot);
     fs.told(TOLD);
     let closed = parted.backing.is_none_or(|backing| closes(backing, &path));

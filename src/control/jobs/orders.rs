@@ -251,6 +251,7 @@ impl Jobs {
                 .map_err(|e| format!("backing {path}: its drain can't be taken back there: {e}"))?;
         }
         backing.set_state(state);
+        self.context.fs.set_has_changed();
         tracing::info!("backing {path} is {state}");
         let called_off = if draining { "; its drain is called off" } else { "" };
         let writers = self.context.fs.opens_on(backing.slot).1;
