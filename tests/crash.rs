@@ -1,4 +1,5 @@
 //! The daemon dies, at every point and at any, and no client notices but for a pause.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -105,13 +105,15 @@ impl Threshold {
 /// Has the memory of a thread's request buffer be there; `inside` is a part of it, near its beginning.
 pub(super) fn touch_buffer(inside: &[u8]) {
     const PAGE: usize = 4096;
-    // The kernel's header and the rest of a page, then the largest write's data.
-    let (from, len) = (inside.as_ptr() as usize / PAGE * PAGE, (1 << 20) + 2 * PAGE);
-    // A fork would make each page's first use afterwards another fault (copy on write).
-    for advice in [libc::MADV_DONTFORK, libc::MADV_POPULATE_WRITE] {
+    let first = inside.as_ptr() as usize / PAGE * PAGE;
+    // The kernel's header and the rest of a page, then the largest write's data. A fork would make each page's
+    // next use another fault (copy on write), so no child gets them; but for the first page, in which the
+    // allocator may have something of its own, for which it looks in a child.
+    let advice = [(first, libc::MADV_POPULATE_WRITE), (first + PAGE, libc::MADV_DONTFORK)];
+    for (from, advice) in advice {
         // SAFETY: fuser's buffer is 16 MiB and more from its beginning, which is less than a page before
         // `inside`; this changes no byte, and children of this process execute another program at once.
-        let done = unsafe { libc::madvise(from as *mut libc::c_void, len, advice) };
+        let done = unsafe { libc::madvise(from as *mut libc::c_void, (1 << 20) + 2 * PAGE, advice) };
         if done != 0 {
             // Before Linux 5.14, or no memory: requests bring it.
             tracing::debug!(
