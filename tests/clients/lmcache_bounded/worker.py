@@ -37,6 +37,7 @@ from commands import answers, obey  # noqa: E402
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 POISON = 0xA5
+PACE = 0.25  # seconds that a batch takes at least, where the newest chunks must stay
 PATIENCE = 60  # seconds that one put may take
 BATCH = 8
 ENOUGH = 4  # faults after which a life stops storing: each leaks a buffer of LMCache's pool
@@ -116,9 +117,13 @@ class Worker:
     def put(self, first, count, newest=0):
         """Stores chunks, and between two batches reads some back: the `newest` ones, or any that should be there."""
         for begin in range(first, first + count, BATCH):
+            begun = time.monotonic()
             self._put_batch(range(begin, min(begin + BATCH, first + count)))
             if self._trouble() >= ENOUGH:
                 break
+            if newest:
+                # kvfs tells uses apart by seconds: drives as small as these mustn't be filled anew within one.
+                time.sleep(max(0, PACE - (time.monotonic() - begun)))
             known = list(self.stored)
             self._compare(known[-newest:] if newest else random.sample(known, min(BATCH, len(known))))
         return self._state()
