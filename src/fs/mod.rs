@@ -26,6 +26,7 @@ mod make;
 mod members;
 mod moving;
 mod open;
+mod open_table;
 mod pin;
 mod prefix;
 mod readdir;
@@ -81,7 +82,7 @@ use dirs::{DirFd, Dirs};
 use ghost::Ghosts;
 use locks::NameLocks;
 use moving::Moving;
-use open::OpenTable;
+use open_table::OpenTable;
 use still::Stillness;
 use tell::Teller;
 

@@ -6,17 +6,13 @@
 //! held until the kernel forgets its node: whoever had found it before can still open it, and its inode
 //! number can't become another file's while the kernel knows it.
 
-use std::collections::HashMap;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
-use lru::LruCache;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, Statx};
 use rustix::io::Errno;
-use slab::Slab;
 
 use super::attr::stat_fd;
 use super::gate::Gate;
@@ -25,10 +21,7 @@ use super::{DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::{Passthrough, Promise};
 use crate::index::{FileRef, Kind, Node, Slot};
 use crate::io::{IoFile, Registered};
-use crate::supervise::{self, HandleRecord, State, Tag};
-
-/// Tables of open inodes, so that opens of different files don't wait for each other.
-const SHARDS: usize = 32;
+use crate::supervise::Tag;
 
 /// An inode that is open, or was a short while ago.
 pub(super) struct OpenNode {
@@ -51,6 +44,8 @@ pub(super) struct OpenNode {
     mode: Mutex<DataMode>,
     /// The keeper has the file, because it has no name.
     kept: AtomicBool,
+    /// What tells it from another that gets its inode number later; asked for once.
+    birth: OnceLock<u64>,
 }
 
 enum DataMode {
@@ -89,239 +84,7 @@ pub(super) struct Handle {
     /// Whether `io` puts everything at the end of the file.
     pub(super) appends: bool,
     /// Its number.
-    fh: u64,
-}
-
-/// Open inodes, each with the number of its opens.
-type Shard = HashMap<NodeId, (Arc<OpenNode>, usize)>;
-
-/// All open files.
-pub(super) struct OpenTable {
-    shards: Vec<Mutex<Shard>>,
-    idle: Mutex<LruCache<NodeId, Arc<OpenNode>>>,
-    /// Removed files whose nodes the kernel hasn't forgotten yet.
-    removed: Mutex<LruCache<NodeId, Arc<OpenNode>>>,
-    /// The same of evicted ones, which are never opened again.
-    pub(super) evicted: super::evict::Held,
-    /// Inodes of files that were moved, whose nodes the kernel hasn't forgotten yet: they can't be opened any
-    /// more, and their numbers can't become other files'.
-    moved: Mutex<LruCache<NodeId, OwnedFd>>,
-    handles: RwLock<Slab<Arc<Handle>>>,
-    serial: AtomicU64,
-    state: Option<Arc<State>>,
-    /// What a daemon before this one has left, if there was one.
-    pub(super) left: super::recover::Left,
-}
-
-/// A handle's number: its place in the table, and above that how many there were before it, so that none is
-/// given twice.
-const PLACE: u32 = 24;
-
-impl OpenTable {
-    pub(super) fn new(idle: NonZeroUsize, state: Option<Arc<State>>) -> OpenTable {
-        OpenTable {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            idle: Mutex::new(LruCache::new(idle)),
-            removed: Mutex::new(LruCache::new(idle)),
-            evicted: super::evict::Held::new(idle),
-            moved: Mutex::new(LruCache::new(idle)),
-            handles: RwLock::new(Slab::new()),
-            serial: AtomicU64::new(1),
-            state,
-            left: super::recover::Left::default(),
-        }
-    }
-
-    fn shard(&self, node: NodeId) -> &Mutex<Shard> {
-        // Inode numbers of neighbours differ in the low bits.
-        &self.shards[node.0 as usize % SHARDS]
-    }
-
-    /// The record of an inode that is open, or was lately.
-    pub(super) fn find(&self, node: NodeId) -> Option<Arc<OpenNode>> {
-        if let Some((open, _)) = self.shard(node).lock().get(&node) {
-            return Some(open.clone());
-        }
-        let idle = self.idle.lock().get(&node).cloned();
-        idle.or_else(|| self.removed.lock().get(&node).cloned())
-    }
-
-    /// The record, with one more open of it.
-    fn take(&self, node: NodeId) -> Option<Arc<OpenNode>> {
-        let mut shard = self.shard(node).lock();
-        if let Some((open, count)) = shard.get_mut(&node) {
-            *count += 1;
-            return Some(open.clone());
-        }
-        let idle = self.idle.lock().pop(&node);
-        let kept = idle.or_else(|| self.removed.lock().get(&node).cloned())?;
-        shard.insert(node, (kept.clone(), 1));
-        Some(kept)
-    }
-
-    /// Enters a record with its first open. If somebody was faster, theirs is taken.
-    fn enter(&self, new: OpenNode) -> Arc<OpenNode> {
-        let mut shard = self.shard(new.node).lock();
-        let (open, count) = shard.entry(new.node).or_insert_with(|| (Arc::new(new), 0));
-        *count += 1;
-        open.clone()
-    }
-
-    /// One open more of a record that had one when it was found.
-    pub(super) fn hold(&self, open: &Arc<OpenNode>) -> Arc<OpenNode> {
-        let mut shard = self.shard(open.node).lock();
-        if let Some((there, count)) = shard.get_mut(&open.node) {
-            *count += 1;
-            return there.clone();
-        }
-        let idle = self.idle.lock().pop(&open.node);
-        shard.insert(open.node, (open.clone(), 1));
-        drop(shard);
-        drop(idle);
-        open.clone()
-    }
-
-    /// How many opens there are of a record.
-    pub(super) fn count(&self, open: &OpenNode) -> usize {
-        self.shard(open.node).lock().get(&open.node).map_or(0, |(_, count)| *count)
-    }
-
-    /// One open less.
-    fn give_back(&self, open: Arc<OpenNode>, keep: bool) {
-        let mut shard = self.shard(open.node).lock();
-        let Some((_, count)) = shard.get_mut(&open.node) else { return };
-        *count -= 1;
-        if *count > 0 {
-            return;
-        }
-        shard.remove(&open.node);
-        // Dropping a record closes files: not under the locks.
-        let dropped =
-            if keep { self.idle.lock().push(open.node, open).map(|(_, old)| old) } else { Some(open) };
-        drop(shard);
-        drop(dropped);
-    }
-
-    /// The file was removed: nothing is kept of it for a next open.
-    pub(super) fn forget_idle(&self, node: NodeId) {
-        let dropped = self.idle.lock().pop(&node);
-        drop(dropped);
-    }
-
-    /// The file was removed: it's held until the kernel forgets its node.
-    fn hold_removed(&self, open: Arc<OpenNode>) {
-        self.forget_idle(open.node);
-        // Of one that was moved it's held already, and mustn't be opened.
-        if self.was_moved(open.node) {
-            return;
-        }
-        let dropped = self.removed.lock().push(open.node, open);
-        drop(dropped);
-    }
-
-    /// The kernel has forgotten the node.
-    pub(super) fn forget_removed(&self, node: NodeId) {
-        let dropped = self.removed.lock().pop(&node);
-        drop(dropped);
-        self.evicted.forget(node);
-    }
-
-    /// Whether the inode is open.
-    pub(super) fn is_open(&self, node: NodeId) -> bool {
-        self.shard(node).lock().contains_key(&node)
-    }
-
-    /// The file was moved: its old inode is held until the kernel forgets its node. What there's no room for
-    /// is returned, to be dropped under no lock.
-    #[must_use]
-    pub(super) fn hold_moved(&self, node: NodeId, old: OwnedFd) -> Option<OwnedFd> {
-        self.moved.lock().push(node, old).map(|(_, old)| old)
-    }
-
-    /// The kernel has forgotten the node.
-    pub(super) fn forget_moved(&self, node: NodeId) {
-        let dropped = self.moved.lock().pop(&node);
-        drop(dropped);
-    }
-
-    /// Whether the node was a file that has been moved.
-    pub(super) fn was_moved(&self, node: NodeId) -> bool {
-        self.moved.lock().contains(&node)
-    }
-
-    /// A backing goes: nothing of it is kept that isn't open.
-    pub(super) fn leave(&self, slot: Slot) {
-        fn take<T>(table: &Mutex<LruCache<NodeId, T>>, slot: Slot) -> Vec<T> {
-            let mut table = table.lock();
-            let on = |node: &NodeId| matches!(node.node(), Some(Node::File(at, _)) if at == slot);
-            let gone: Vec<NodeId> = table.iter().map(|(node, _)| *node).filter(on).collect();
-            gone.iter().filter_map(|node| table.pop(node)).collect()
-        }
-        // Dropped when no lock is held.
-        drop((take(&self.idle, slot), take(&self.removed, slot), take(&self.moved, slot)));
-        self.evicted.leave(slot);
-    }
-
-    /// How many opens there are of files on a backing, and how many of those may write.
-    pub(super) fn opens_on(&self, slot: Slot) -> (usize, usize) {
-        let handles = self.handles.read();
-        let on = || handles.iter().map(|(_, handle)| handle).filter(|handle| handle.node.slot == slot);
-        (on().count(), on().filter(|handle| handle.access != libc::O_RDONLY).count())
-    }
-
-    pub(super) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
-        let found = self.handles.read().get(place(fh)).filter(|handle| handle.fh == fh).cloned();
-        found.ok_or_else(|| if self.left.is_lost(fh) { Errno::STALE } else { Errno::BADF }.into())
-    }
-
-    /// Enters a handle, and writes it down before anyone is told of it.
-    fn add_handle(&self, mut handle: Handle, flags: i32, birth: u64) -> Result<u64> {
-        let (node, serial) = (
-            handle.node.node,
-            match &self.state {
-                Some(state) => state.next_serial(),
-                None => self.serial.fetch_add(1, Relaxed),
-            },
-        );
-        let mut handles = self.handles.write();
-        let at = handles.vacant_key();
-        if at >> PLACE != 0 {
-            return Err(Errno::NFILE.into());
-        }
-        handle.fh = serial << PLACE | at as u64;
-        let fh = handle.fh;
-        handles.insert(Arc::new(handle));
-        if let Some(state) = &self.state {
-            let (node, unique) = (node.0, supervise::unique());
-            state.keep_handle(at, HandleRecord { fh, node, birth, unique, flags: flags as u32 });
-        }
-        Ok(fh)
-    }
-
-    /// Enters the handles that a daemon before had.
-    pub(super) fn restore(&self, handles: impl Iterator<Item = (u64, Handle)>) {
-        let entry = |(fh, handle)| (place(fh), Arc::new(Handle { fh, ..handle }));
-        *self.handles.write() = handles.map(entry).collect();
-    }
-
-    fn remove_handle(&self, fh: u64) -> Option<Arc<Handle>> {
-        let mut handles = self.handles.write();
-        handles.get(place(fh)).filter(|handle| handle.fh == fh)?;
-        // While the place is still its own.
-        if let Some(state) = &self.state {
-            state.drop_handle(place(fh));
-        }
-        handles.try_remove(place(fh))
-    }
-
-    /// Open handles now.
-    pub(super) fn handles_open(&self) -> usize {
-        self.handles.read().len()
-    }
-}
-
-fn place(fh: u64) -> usize {
-    (fh & ((1 << PLACE) - 1)) as usize
+    pub(super) fh: u64,
 }
 
 impl OpenNode {
@@ -388,10 +151,9 @@ impl Fs {
         let opened = self.prepare_open(&open, flags);
         match opened {
             Ok((data, io)) => {
-                let birth = if self.state.is_some() { birth_of(&open.fd) } else { 0 };
                 let handle = Handle::new(open, flags, io, data);
                 self.keep_nameless(&handle.node);
-                Ok(Opened { fh: self.open.add_handle(handle, flags, birth)?, data })
+                Ok(Opened { fh: self.open.add_handle(handle, flags)?, data })
             }
             Err(e) => {
                 self.open.give_back(open, false);
@@ -657,7 +419,13 @@ impl OpenNode {
             gate: Arc::default(),
             mode: Mutex::new(DataMode::Undecided),
             kept: AtomicBool::new(false),
+            birth: OnceLock::new(),
         }
+    }
+
+    /// What tells the file from another that gets its inode number later.
+    pub(super) fn birth(&self) -> u64 {
+        *self.birth.get_or_init(|| birth_of(&self.fd))
     }
 
     /// One that a daemon before had open, with what it registered with the kernel.

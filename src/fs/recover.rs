@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::open::{Handle, OpenNode, birth_of};
+use super::open_table::place;
 use super::{Data, Fs, NodeId, Opened, Result};
 use crate::index::{Node, Slot};
 use crate::io::{BackingRegistry, Registered};
@@ -86,7 +87,7 @@ impl Fs {
                 Some(handle) => handles.push((record.fh, handle)),
                 None => self.lose(record, &mut ids),
             }
-            debug_assert_eq!(at, (record.fh & 0xff_ffff) as usize);
+            debug_assert_eq!(at, place(record.fh));
         }
         recovered.handles = handles.len();
         recovered.lost = self.open.left.lost.lock().len();
@@ -154,7 +155,7 @@ impl Fs {
     pub(super) fn release_lost(&self, fh: u64) -> bool {
         let released = self.open.left.release(fh);
         if released && let Some(state) = &self.state {
-            state.drop_handle((fh & 0xff_ffff) as usize);
+            state.drop_handle(place(fh));
         }
         released
     }

@@ -224,7 +224,8 @@ impl Work {
     }
 
     /// Whether a daemon before was doing this, too, when it died.
-    pub fn suspects(&self) -> bool {
+    #[cfg(test)]
+    fn suspects(&self) -> bool {
         self.known.lock().values().any(|known| known.deaths > 0)
     }
 
