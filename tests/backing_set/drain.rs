@@ -1,7 +1,6 @@
 //! Draining: every file leaves the backing, as it was, and clients see nothing of it.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use super::{backing, check, drained, ended, files, put, state, text, until};
 use crate::common::{Errno, FsKind, Lab, Passthrough, kvfs, pattern, ranked, sys, tree};
@@ -326,16 +325,6 @@ fn a_drive_that_fills_up_stops_the_drain_and_nothing_else() {
     assert_eq!(files(&b[0]).len(), 0);
 }
 
-/// Shuts a file system down as a dead device would: every access to it fails from now on.
-pub(super) fn kill_device(path: &Path) {
-    use std::os::fd::AsRawFd;
-    let fd = sys::open(path, libc::O_RDONLY, 0).unwrap();
-    let mut how: u32 = 2;
-    // SAFETY: XFS_IOC_GOINGDOWN reads one u32, which outlives the call.
-    let done = unsafe { libc::ioctl(fd.as_raw_fd(), 0x8004_587d, &mut how) };
-    assert_eq!(done, 0, "shut the file system down: {}", Errno::last());
-}
-
 #[test]
 fn a_drive_that_dies_stops_the_drain_and_nothing_is_half() {
     for dies in [0, 1] {
@@ -353,7 +342,7 @@ fn a_drive_that_dies_stops_the_drain_and_nothing_is_half() {
         }
         backing(&mount, "drain", &[text(&b[0]), "--bandwidth", "8M", "--detach"]).code(0);
         until(&mount, "in the midst", |job| job["moved"].as_u64() > Some(3));
-        kill_device(&volumes[dies]);
+        sys::kill_device(&volumes[dies]);
         let job = ended(&mount, "failed");
         let error = job["error"].as_str().unwrap();
         assert!(error.contains(text(&b[dies])) && error.contains("doesn't answer"), "{job:#}");

@@ -157,7 +157,7 @@ fn a_dead_drive_can_be_removed() {
     for n in 0..10 {
         put(&mount.path(format!("d/{}", ranked(n % 2, n))), n as u64, 10_000);
     }
-    super::drain::kill_device(&volumes[1]);
+    sys::kill_device(&volumes[1]);
     backing(&mount, "remove", &[text(&b[1]), "--force", "--yes"]).code(0);
     assert_eq!(names(&mount.path("d")).len(), 5);
     for n in (0..10).step_by(2) {

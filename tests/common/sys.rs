@@ -435,3 +435,12 @@ pub(crate) fn tick() {
         }
     }
 }
+
+/// Shuts a file system down as a dead device would: every access to it fails from now on.
+pub(crate) fn kill_device(path: impl AsRef<Path>) {
+    let fd = open(path, libc::O_RDONLY, 0).unwrap();
+    let mut how: u32 = 2;
+    // SAFETY: XFS_IOC_GOINGDOWN (ext4 has the same) reads one u32, which outlives the call.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), 0x8004_587d, &mut how) };
+    assert_eq!(done, 0, "shut the file system down: {}", Errno::last());
+}

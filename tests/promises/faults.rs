@@ -23,16 +23,6 @@ fn a_panic_is_one_eio_and_the_mount_lives() {
     assert_eq!(crate::common::lab::names(mount.point()), ["f", "h"]);
 }
 
-/// Shuts a file system down as a dead device would: every access to it fails from now on.
-fn kill_device(path: &std::path::Path) {
-    use std::os::fd::AsRawFd;
-    let fd = sys::open(path, libc::O_RDONLY, 0).unwrap();
-    let mut how: u32 = 2;
-    // SAFETY: XFS_IOC_GOINGDOWN (ext4 has the same) reads one u32, which outlives the call.
-    let done = unsafe { libc::ioctl(fd.as_raw_fd(), 0x8004_587d, &mut how) };
-    assert_eq!(done, 0, "shut the file system down: {}", Errno::last());
-}
-
 #[test]
 fn a_dead_backing_takes_only_its_own_files() {
     for kind in [FsKind::Xfs, FsKind::Ext4] {
@@ -45,7 +35,7 @@ fn a_dead_backing_takes_only_its_own_files() {
         }
         let open = sys::open(mount.path(ranked(0, 0)), libc::O_RDWR, 0).unwrap();
         sys::fsync(&open).unwrap();
-        kill_device(&volumes[0]);
+        sys::kill_device(&volumes[0]);
         assert_eq!(sys::pwrite(&open, b"x", 0), Err(Errno::EIO), "{kind:?}: a file of the dead one");
         assert_eq!(std::fs::read(mount.path(ranked(1, 0))).unwrap(), vec![1; 100_000], "the other is served");
         std::fs::write(mount.path(ranked(1, 1)), "new").unwrap();
@@ -64,7 +54,7 @@ fn status_names_a_dead_backing() {
     let mount = lab.mount(&b).start();
     let state = |i: usize| mount.status()["backings"][i]["state"].clone();
     assert_eq!(state(0), state(1));
-    kill_device(&volumes[0]);
+    sys::kill_device(&volumes[0]);
     // It may take a failed operation to notice.
     for i in 0..50 {
         let _ = std::fs::write(mount.path(ranked(0, i)), "x");

@@ -1,18 +1,7 @@
 //! A backing dies while files are evicted from it.
 
-use std::os::fd::AsRawFd;
-
 use super::run::{MIB, evict, evict_bytes, mount, names, number, old, put};
-use crate::common::{Errno, FsKind, Lab, ranked, sys};
-
-/// Shuts a file system down as a dead device would.
-fn kill_device(path: &std::path::Path) {
-    let fd = sys::open(path, libc::O_RDONLY, 0).unwrap();
-    let mut how: u32 = 2;
-    // SAFETY: XFS_IOC_GOINGDOWN (ext4 has the same) reads one u32, which outlives the call.
-    let done = unsafe { libc::ioctl(fd.as_raw_fd(), 0x8004_587d, &mut how) };
-    assert_eq!(done, 0, "shut the file system down: {}", Errno::last());
-}
+use crate::common::{FsKind, Lab, ranked, sys};
 
 #[test]
 fn the_others_are_evicted_from_and_it_is_left_alone() {
@@ -27,7 +16,7 @@ fn the_others_are_evicted_from_and_it_is_left_alone() {
         let mount = mount(&lab, &backings, "lru", &[]).start();
         evict_bytes(&mount, 2 * MIB);
         assert_eq!(names(mount.point()).len(), 56);
-        kill_device(&volumes[0]);
+        sys::kill_device(&volumes[0]);
         for _ in 0..10 {
             evict_bytes(&mount, 2 * MIB);
         }
