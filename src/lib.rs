@@ -16,3 +16,4 @@ pub mod io;
 pub mod placement;
 pub mod retention;
 pub mod supervise;
+pub mod version;

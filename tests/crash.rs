@@ -5,10 +5,18 @@ mod common;
 
 #[path = "crash/kept.rs"]
 mod kept;
+#[path = "crash/load.rs"]
+mod load;
 #[path = "crash/points.rs"]
 mod points;
+#[path = "crash/set.rs"]
+mod set;
 #[path = "crash/storm.rs"]
 mod storm;
+#[path = "crash/systemd.rs"]
+mod systemd;
+#[path = "crash/upgrade.rs"]
+mod upgrade;
 
 use std::time::Instant;
 
@@ -21,12 +29,18 @@ fn daemon(mount: &Mount) -> (u64, u32) {
     (status["supervised"]["daemons"].as_u64().unwrap(), pid)
 }
 
+/// Kills this process.
+#[track_caller]
+fn shoot(pid: u32) {
+    let dead = common::sys::pidfd(pid).unwrap();
+    common::sys::signal(&dead, libc::SIGKILL).unwrap();
+}
+
 /// Kills the daemon, and returns when another answers.
 #[track_caller]
 fn kill(mount: &Mount) {
     let (before, pid) = daemon(mount);
-    let dead = common::sys::pidfd(pid).unwrap();
-    common::sys::signal(&dead, libc::SIGKILL).unwrap();
+    shoot(pid);
     next(mount, before);
 }
 

@@ -5,9 +5,11 @@
 //! time, or only mounts that share it (`flock` on the marker, given back by the kernel when the daemon ends in
 //! whatever way).
 
+use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
@@ -34,6 +36,14 @@ pub enum MarkerError {
         "its marker {MARKER} is damaged ({0}); restore it, or remove it to give the backing a new identity"
     )]
     Damaged(String),
+    /// It was there when the mount began, and isn't any more.
+    #[error("its marker {MARKER} is missing; is its drive mounted? mount it there again")]
+    Missing,
+    /// The backing that the mount has there is another one.
+    #[error(
+        "its marker {MARKER} is another backing's than {0}, which the mount has there; mount its own drive there again"
+    )]
+    Other(Uuid),
     /// Another daemon holds it.
     #[error("another kvfs mount is using it; unmount that one first (`kvfs status` lists mounts)")]
     InUse,
@@ -75,9 +85,36 @@ impl Marker {
             Err(e) => return Err(e.into()),
         };
         let locked = lock(&file, shared)?;
-        let mut text = String::new();
-        (&file).take(4096).read_to_string(&mut text).map_err(|e| MarkerError::Damaged(e.to_string()))?;
-        Ok(Marker { id: parse(&text)?, created, locked, file })
+        Ok(Marker { id: read(&file)?, created, locked, file })
+    }
+
+    /// The marker of a backing that a daemon before had, with the lock that was `kept` for this one if there is
+    /// one. It's never made anew.
+    pub fn reopen(
+        root: impl AsFd,
+        id: Uuid,
+        shared: bool,
+        kept: Option<OwnedFd>,
+    ) -> Result<Marker, MarkerError> {
+        let file = match open_existing(&root) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(MarkerError::Missing),
+            file => file?,
+        };
+        let same = |kept: &File| match (kept.metadata(), file.metadata()) {
+            (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+            _ => false,
+        };
+        let (file, locked) = match kept.map(File::from).filter(same) {
+            Some(kept) => (kept, true),
+            None => {
+                let locked = lock(&file, shared)?;
+                (file, locked)
+            }
+        };
+        if read(&file)? != id {
+            return Err(MarkerError::Other(id));
+        }
+        Ok(Marker { id, created: false, locked, file })
     }
 
     /// The marker's file: a regular file of the backing that is always there, to probe the backing with.
@@ -103,6 +140,15 @@ fn lock(file: &File, shared: bool) -> Result<bool, MarkerError> {
         Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) if shared => Ok(false),
         Err(e) => Err(io::Error::from(e).into()),
     }
+}
+
+/// The identity in it.
+fn read(file: &File) -> Result<Uuid, MarkerError> {
+    let mut bytes = [0; 4096];
+    let damaged = |e: &dyn fmt::Display| MarkerError::Damaged(e.to_string());
+    // From its beginning, wherever a daemon before has read to.
+    let len = file.read_at(&mut bytes, 0).map_err(|e| damaged(&e))?;
+    parse(std::str::from_utf8(&bytes[..len]).map_err(|e| damaged(&e))?)
 }
 
 fn open_existing(root: impl AsFd) -> io::Result<File> {
@@ -176,6 +222,30 @@ mod tests {
         let alone = open(dir.path()).unwrap();
         assert!(matches!(share(), Err(MarkerError::InSoleUse)));
         drop(alone);
+    }
+
+    #[test]
+    fn a_lock_that_was_kept_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = File::open(dir.path()).unwrap();
+        let first = open(dir.path()).unwrap();
+        let (id, kept) = (first.id, first.file().as_fd().try_clone_to_owned().unwrap());
+        drop(first);
+        assert!(matches!(open(dir.path()), Err(MarkerError::InUse)), "whoever keeps it has it");
+        let mine = || kept.try_clone().unwrap();
+        let other = Uuid::new_v4();
+        assert!(matches!(Marker::reopen(&root, other, false, Some(mine())), Err(MarkerError::Other(_))));
+        assert!(matches!(Marker::reopen(&root, id, false, None), Err(MarkerError::InUse)));
+        let again = Marker::reopen(&root, id, false, Some(mine())).unwrap();
+        drop(kept);
+        assert!(again.locked && matches!(open(dir.path()), Err(MarkerError::InUse)));
+        // Another file is there by now: what was kept is no lock of it.
+        std::fs::rename(dir.path().join(MARKER), dir.path().join("old")).unwrap();
+        assert!(matches!(Marker::reopen(&root, id, false, None), Err(MarkerError::Missing)));
+        std::fs::copy(dir.path().join("old"), dir.path().join(MARKER)).unwrap();
+        let kept = again.file().as_fd().try_clone_to_owned().unwrap();
+        let new = Marker::reopen(&root, id, false, Some(kept)).unwrap();
+        assert!(new.locked && matches!(open(dir.path()), Err(MarkerError::InUse)));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod device;
 mod job;
 mod marker;
 pub mod mountinfo;
+mod record;
 mod set;
 mod setup;
 mod space;
@@ -23,9 +24,11 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx
 use uuid::Uuid;
 
 use crate::index::Slot;
+use crate::supervise::{Keeper, Tag};
 pub use device::block_device;
 pub use job::SavedJob;
 pub use marker::{MARKER, Marker, MarkerError, RESERVED_PREFIX, is_reserved};
+pub use record::{Drain, SetRecord, restore};
 pub use set::{Backings, List};
 pub use setup::{Defaults, Made, SetupError, prepare, prepare_one};
 pub use space::{Limit, MinFree, Promise, Room, Space, parse_bytes};
@@ -79,6 +82,13 @@ impl Backing {
     /// Whether its marker is locked: a shared backing's file system may have no locks.
     pub fn is_locked(&self) -> bool {
         self.marker.locked
+    }
+
+    /// Has its lock held for a daemon after this one.
+    pub fn keep_lock(&self, keeper: &Keeper) {
+        if self.is_locked() {
+            keeper.keep(Tag::Lock(self.slot.0), self.probe_file());
+        }
     }
 
     /// Its root directory.

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -303,6 +303,30 @@ fn open_backing(
     defaults: Defaults,
     made: &mut Made,
 ) -> Result<Backing, SetupError> {
+    let root = open_root(path)?;
+    let marker = Marker::open(path, &root, spec.shared).map_err(|e| of_marker(path, e))?;
+    if marker.created {
+        made.markers.push(path.join(super::MARKER));
+    }
+    let slot = slot(marker.id).ok_or(SetupError::NoSlot)?;
+    assemble(slot, path, spec, defaults, root, marker)
+}
+
+/// What is wrong with a marker, of which backing.
+pub(super) fn of_marker(path: &Path, e: MarkerError) -> SetupError {
+    match e {
+        MarkerError::Io(e) => not_writable(path, e),
+        e @ (MarkerError::InUse | MarkerError::InSharedUse | MarkerError::InSoleUse) => {
+            SetupError::InUse(path.to_owned(), e)
+        }
+        e @ (MarkerError::Damaged(_) | MarkerError::Missing | MarkerError::Other(_)) => {
+            SetupError::BadMarker(path.to_owned(), e)
+        }
+    }
+}
+
+/// Opens a backing's directory, if it can be used.
+pub(super) fn open_root(path: &Path) -> Result<OwnedFd, SetupError> {
     let io = |e: io::Error| SetupError::Io(path.to_owned(), e);
     let root = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| io(e.into()))?;
@@ -312,16 +336,20 @@ fn open_backing(
     }
     accessat(&root, c".", Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
         .map_err(|e| not_writable(path, e.into()))?;
-    let marker = Marker::open(path, &root, spec.shared).map_err(|e| match e {
-        MarkerError::Io(e) => not_writable(path, e),
-        e @ (MarkerError::InUse | MarkerError::InSharedUse | MarkerError::InSoleUse) => {
-            SetupError::InUse(path.to_owned(), e)
-        }
-        e @ MarkerError::Damaged(_) => SetupError::BadMarker(path.to_owned(), e),
-    })?;
-    if marker.created {
-        made.markers.push(path.join(super::MARKER));
-    }
+    Ok(root)
+}
+
+/// A backing of what was found to be one.
+pub(super) fn assemble(
+    slot: Slot,
+    path: &Path,
+    spec: &Spec,
+    defaults: Defaults,
+    root: OwnedFd,
+    marker: Marker,
+) -> Result<Backing, SetupError> {
+    let io = |e: io::Error| SetupError::Io(path.to_owned(), e);
+    let vfs = fstatvfs(&root).map_err(|e| io(e.into()))?;
     let fs_type = match mountinfo::inside(path) {
         Ok(Some((mount, _))) => mount.fs_type,
         _ => "unknown".into(),
@@ -330,7 +358,7 @@ fn open_backing(
     let min_free = spec.min_free.unwrap_or(defaults.min_free).of(total);
     let capacity = spec.capacity.or(defaults.capacity).map(|limit| limit.of(total));
     Ok(Backing {
-        slot: slot(marker.id).ok_or(SetupError::NoSlot)?,
+        slot,
         path: path.to_owned(),
         device: rustix::fs::fstat(&root).map_err(|e| io(e.into()))?.st_dev,
         fs_type,

@@ -12,11 +12,11 @@ use nix::sys::signal::{SigSet, Signal};
 use super::background::{Parent, Side, split};
 use super::supervised::{Beginning, SupervisedArgs, be_parent, by_systemd};
 use super::{Failure, logging};
-use crate::backing::{self, Defaults, MinFree, Spec};
+use crate::backing::{Defaults, MinFree, Spec};
 use crate::config::{
     Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, Supervise, backing_specs, default_threads,
 };
-use crate::control::{About, Context, Daemon, Jobs, Server};
+use crate::control::{About, Context, Daemon, Jobs, Server, Upgrades};
 use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
 use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount, where_mounted};
@@ -176,6 +176,11 @@ impl MountArgs {
         Ok(RetentionOptions { evict, marks, total, keeps_content: self.allow_locate })
     }
 
+    /// Whether a daemon that takes over could be started so.
+    pub(super) fn check_serving(&self) -> Result<(), Failure> {
+        self.config(true).map(drop)
+    }
+
     /// `serving`: a daemon before is mounted there.
     fn config(&self, serving: bool) -> Result<MountConfig, Failure> {
         // An unknown policy is found before anything is touched.
@@ -295,8 +300,9 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
 
     let evidence = Arc::new(Evidence::new(evidence_config(config)));
     let no_such_gpus = evidence.check_map().map_err(Failure::bad_value)?;
-    let (backings, made) = backing::prepare(&config.backings, &config.mount_point, config.defaults)?;
+    let (backings, made) = beginning.backings(config)?;
     logging::start(log)?;
+    crate::version::test_point("start");
     for gpu in no_such_gpus {
         tracing::warn!("--gpu-map: this server has no GPU {gpu}; what is said of it has no effect");
     }
@@ -329,7 +335,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     tell_scan(&fs);
     fs.set_invalidator(session.invalidator());
     fs.set_data_changed(session.data_changed());
-    session.entry_gone().and_then(|gone| fs.set_entry_gone(gone)).map_err(Failure::other)?;
+    session.names_changed().and_then(|tell| fs.set_names_changed(tell)).map_err(Failure::other)?;
     let jobs = Jobs::new(Context {
         fs: fs.clone(),
         direct: direct.clone(),
@@ -337,6 +343,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         defaults: config.defaults,
         decide: Box::new(session.decider(config.passthrough)),
     });
+    let upgrades = Upgrades::new(fs.clone(), direct.clone(), jobs.clone(), survival.clone());
     let mounted = session.mounted();
     let about = About {
         mountpoint: config.mount_point.clone(),
@@ -345,8 +352,8 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         io_engine_why,
         supervised: beginning.status(recovered),
     };
-    let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), jobs: jobs.clone(), about };
-    let control = Server::start(mounted.device, move |question| daemon.answer(question))
+    let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), jobs: jobs.clone(), upgrades, about };
+    let control = Server::start(mounted.device, move |question, fd| daemon.answer(question, fd))
         .map_err(|e| Failure::other(format!("the control socket can't be made: {e}")))
         .inspect_err(|_| mounted.detach())?;
     let running = session.serve().map_err(Failure::other).inspect_err(|_| mounted.detach())?;
@@ -370,6 +377,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         ),
         _ => tracing::info!("mounted at {}", config.mount_point.display()),
     }
+    beginning.settle_upgrade();
     beginning.parent.ready();
     survival.keeper.ready();
     let rules = fs.clone();
@@ -381,6 +389,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     drop(control);
     fs.retention.stop();
     let _ = evictor.join();
+    fs.let_go();
     tracing::info!("unmounted from {}", config.mount_point.display());
     ended.map_err(|e| Failure::other(format!("the session ended with an error: {e}")))
 }

@@ -13,9 +13,13 @@ use rustix::fs::{Mode, OFlags};
 
 use super::Failure;
 use super::background::Parent;
+use crate::backing::{self, Backing, Made, SetRecord};
+use crate::config::MountConfig;
 use crate::control::Supervised;
 use crate::fs::Recovered;
-use crate::supervise::{Keeper, Kept, Start, State, Survival, Tag, Work, supervise};
+use crate::supervise::{
+    Handover, HandoverOutcome, Keeper, Kept, Start, State, Survival, Tag, Work, supervise,
+};
 
 /// Our own words to a daemon that a parent starts.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -60,8 +64,53 @@ impl Beginning {
         }
     }
 
+    /// The backings: those that a daemon before had, else those that the operator names.
+    pub(super) fn backings(&mut self, config: &MountConfig) -> Result<(Vec<Backing>, Made), Failure> {
+        if self.device.is_none() {
+            return Ok(backing::prepare(&config.backings, &config.mount_point, config.defaults)?);
+        }
+        let set = self.survival.state.as_ref().and_then(|state| SetRecord::parse(&state.set()?));
+        let set = set.ok_or_else(|| {
+            Failure::other("the daemon before has not written down which backings the mount has; mount anew")
+        })?;
+        let mut without = Vec::new();
+        let backings = backing::restore(&set, |slot| {
+            let kept = self.kept.take(Tag::Lock(slot.0));
+            without.extend(kept.is_none().then_some(slot));
+            kept
+        })?;
+        // Of a backing that had left a moment before.
+        self.kept.locks().for_each(|tag| self.survival.keeper.release(tag));
+        for backing in backings.iter().filter(|backing| without.contains(&backing.slot)) {
+            backing.keep_lock(&self.survival.keeper);
+        }
+        Ok((backings, Made::default()))
+    }
+
+    /// This daemon is about to be ready: that's what became of an upgrade.
+    pub(super) fn settle_upgrade(&self) {
+        let state = self.survival.state.as_ref().filter(|state| state.is_recovered());
+        let settled = state.and_then(|state| Handover::settle(state, self.kept.fell_back));
+        match settled.as_ref().map(|upgrade| (&upgrade.outcome, upgrade)) {
+            None => {}
+            Some((HandoverOutcome::Failed(why), upgrade)) => {
+                tracing::error!("not upgraded to kvfs {}: {why}", upgrade.to);
+            }
+            Some((_, upgrade)) => tracing::info!(
+                "upgraded from kvfs {} to {}; requests waited {} ms",
+                upgrade.from,
+                upgrade.to,
+                upgrade.pause_ms
+            ),
+        }
+    }
+
     fn with(keeper: Keeper, mut kept: Kept, parent: Parent) -> Result<Beginning, Failure> {
         let device = kept.take(Tag::Device);
+        if device.is_none() {
+            // Of a mount that never came to be, or has ended: nobody will ask for it.
+            kept.drain().for_each(|tag| keeper.release(tag));
+        }
         let state = match kept.take(Tag::State).filter(|_| device.is_some()) {
             Some(fd) => State::take_over(fd),
             None => State::create(),

@@ -11,12 +11,20 @@ use crate::backing::{Backing, Passthrough, State};
 use crate::direct::{Direct, DirectStatus};
 use crate::fs::Fs;
 use crate::retention::RetentionStatus;
+use crate::supervise::Handover;
+use crate::version;
 
 /// A mount, as `kvfs status` shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// The daemon's version.
     pub version: String,
+    /// What tells builds of that version apart, if it's known.
+    #[serde(default)]
+    pub build: Option<String>,
+    /// The daemon's executable.
+    #[serde(default)]
+    pub executable: PathBuf,
     /// The daemon's process.
     pub pid: u32,
     /// Where it's mounted.
@@ -54,6 +62,9 @@ pub struct Status {
     /// Who starts the daemon again when it dies.
     #[serde(default)]
     pub supervised: Supervised,
+    /// The last upgrade.
+    #[serde(default)]
+    pub last_upgrade: Option<Handover>,
     /// Requests so far, by operation, and `panics`.
     pub ops: BTreeMap<String, u64>,
 }
@@ -182,7 +193,9 @@ impl Status {
             format!("{}: {}", path.display(), p.what)
         };
         Status {
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: version::version(),
+            build: version::BUILD.map(str::to_owned),
+            executable: std::fs::read_link("/proc/self/exe").unwrap_or_default(),
             pid: std::process::id(),
             mountpoint: about.mountpoint.clone(),
             uptime_s: about.since.elapsed().as_secs(),
@@ -205,6 +218,7 @@ impl Status {
             open_files: fs.handles_open() as u64,
             retention: fs.retention.status(fs),
             job: None,
+            last_upgrade: None,
             direct: direct.status(),
             supervised: about.supervised.clone(),
             ops: fs.counters.all().map(|(name, n)| (name.to_owned(), n)).collect(),

@@ -106,7 +106,7 @@ pub fn scan(
     state: Option<Arc<State>>,
     mut progress: impl FnMut(Progress),
 ) -> Result<(Index, Report), AddError> {
-    let mut index = Index::new(sources.len());
+    let mut index = Index::of(sources.iter().map(|source| source.slot).collect());
     if let Some(state) = state {
         index.keep_in(state);
     }

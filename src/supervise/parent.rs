@@ -45,6 +45,8 @@ struct Parent {
     executable: OwnedFd,
     /// The one before an upgrade, until the new one has come up.
     former: Option<OwnedFd>,
+    /// The new one didn't.
+    fell_back: bool,
     words: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
     kept: Vec<(u64, OwnedFd)>,
@@ -79,6 +81,7 @@ pub fn supervise(start: Start) -> io::Result<u8> {
     let mut parent = Parent {
         executable,
         former: None,
+        fell_back: false,
         words: pointers(&words),
         environment: pointers(&environment),
         kept: Vec::with_capacity(KEPT),
@@ -208,8 +211,9 @@ impl Parent {
             Ok(WaitStatus::Exited(_, status)) => {
                 // What it said last.
                 self.listen();
-                let was_up = self.was_up;
-                if status == 0 || !was_up {
+                // A new executable that ends before it's up, with whatever status, isn't the mount's end.
+                let is_new = self.former.is_some() && self.daemon.as_ref().is_some_and(|daemon| !daemon.up);
+                if (status == 0 && !is_new) || !self.was_up {
                     return Some(status as u8);
                 }
                 0
@@ -244,6 +248,7 @@ impl Parent {
         if let Some(former) = self.former.take() {
             // The new executable is no good.
             self.executable = former;
+            self.fell_back = true;
             return;
         }
         self.failed += 1;
@@ -273,6 +278,9 @@ impl Parent {
                     for (tag, fd) in &self.kept {
                         let _ = say(daemon.socket.as_fd(), Word::Keep(*tag), Some(fd.as_fd()));
                     }
+                    if self.fell_back {
+                        let _ = say(daemon.socket.as_fd(), Word::Former, None);
+                    }
                     let _ = say(daemon.socket.as_fd(), Word::End(self.signal as u64), None);
                 }
                 Ok(Some((Word::Ready, _))) => {
@@ -280,8 +288,10 @@ impl Parent {
                     self.came_up();
                 }
                 Ok(Some((Word::Upgrade, Some(executable)))) => {
+                    self.fell_back = false;
                     self.former = Some(std::mem::replace(&mut self.executable, executable));
                 }
+                Ok(Some((Word::Sync, _))) => drop(say(daemon.socket.as_fd(), Word::Sync, None)),
                 Ok(Some(_)) | Err(_) => {}
                 Ok(None) => return,
             }
@@ -291,7 +301,7 @@ impl Parent {
     fn came_up(&mut self) {
         self.was_up = true;
         self.failed = 0;
-        self.former = None;
+        (self.former, self.fell_back) = (None, false);
         if let (Some(signal), Some(daemon)) = (self.pending.take(), &self.daemon) {
             let _ = kill(daemon.pid, signal);
         }
