@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::background::{Parent, Side, split};
-use super::supervised::{Beginning, SupervisedArgs, be_parent, by_systemd};
+use super::supervised::{Beginning, SupervisedArgs, be_parent, by_systemd, notify};
 use super::{Failure, logging};
 use crate::backing::{Defaults, MinFree, Spec};
 use crate::config::{
@@ -231,7 +231,7 @@ pub(super) fn run(args: &MountArgs) -> Result<(), Failure> {
     let config = args.config(false)?;
     if args.foreground {
         if args.supervise != Supervise::On {
-            return serve(&config, &args.log_to()?, &mut Beginning::alone(Parent::none()));
+            return serve(&config, &args.log_to()?, &mut Beginning::alone(Parent::systemd(notify()?)));
         }
         return end_as(be_parent(None, None));
     }

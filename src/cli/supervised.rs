@@ -18,7 +18,7 @@ use crate::config::MountConfig;
 use crate::control::Supervised;
 use crate::fs::Recovered;
 use crate::supervise::{
-    Handover, HandoverOutcome, Keeper, Kept, Start, State, Survival, Tag, Work, supervise,
+    Handover, HandoverOutcome, Keeper, Kept, Notify, Start, State, Survival, Tag, Work, supervise,
 };
 
 /// Our own words to a daemon that a parent starts.
@@ -154,6 +154,11 @@ impl SupervisedArgs {
     }
 }
 
+/// systemd, if it waits for a word of this process.
+pub(super) fn notify() -> Result<Option<Notify>, Failure> {
+    Notify::systemd().map_err(|e| Failure::other(format!("systemd can't be told ($NOTIFY_SOCKET): {e}")))
+}
+
 /// What systemd keeps for this unit, if it does.
 pub(super) fn by_systemd() -> Result<Option<Beginning>, Failure> {
     match Keeper::systemd() {
@@ -184,6 +189,6 @@ pub(super) fn be_parent(ready: Option<OwnedFd>, started_in: Option<PathBuf>) -> 
         CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).map_err(Failure::other)
     };
     let environment = std::env::vars_os().map(variable).collect::<Result<_, _>>()?;
-    supervise(Start { executable, words, environment, ready })
+    supervise(Start { executable, words, environment, ready, notify: notify()? })
         .map_err(|e| Failure::other(format!("the daemon can't be started: {e}")))
 }

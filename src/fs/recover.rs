@@ -139,6 +139,11 @@ impl Fs {
         }
     }
 
+    /// Whether the kernel may know what another daemon has told it.
+    pub(super) fn is_recovered(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.is_recovered())
+    }
+
     /// A lost handle is closed. False if it isn't one.
     pub(super) fn release_lost(&self, fh: u64) -> bool {
         let released = self.open.left.release(fh);

@@ -261,15 +261,7 @@ impl Keeper {
         if variable("FDSTORE").and_then(|n| n.parse::<u32>().ok()).is_none_or(|n| n == 0) {
             return Ok(None);
         }
-        let Some(path) = variable("NOTIFY_SOCKET") else { return Ok(None) };
-        let socket = UnixDatagram::unbound()?;
-        match path.strip_prefix('@') {
-            Some(name) => {
-                use std::os::linux::net::SocketAddrExt;
-                socket.connect_addr(&std::os::unix::net::SocketAddr::from_abstract_name(name)?)?;
-            }
-            None => socket.connect(&path)?,
-        }
+        let Some(Notify(socket)) = Notify::systemd()? else { return Ok(None) };
         let mut kept = Kept { signal: libc::SIGKILL, ..Kept::default() };
         if variable("LISTEN_PID").is_some_and(|pid| pid == std::process::id().to_string()) {
             let n = variable("LISTEN_FDS").and_then(|n| n.parse::<i32>().ok()).unwrap_or(0);
@@ -385,6 +377,31 @@ fn answers(fd: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {
     match poll(&mut [PollFd::new(&fd, what)], Some(&PATIENCE))? {
         0 => Err(io::ErrorKind::TimedOut.into()),
         _ => Ok(()),
+    }
+}
+
+/// Where systemd hears that a service is ready (sd_notify(3)).
+#[derive(Debug)]
+pub struct Notify(UnixDatagram);
+
+impl Notify {
+    /// The one of this process, if systemd started it and waits for that.
+    pub fn systemd() -> io::Result<Option<Notify>> {
+        let Ok(path) = std::env::var("NOTIFY_SOCKET") else { return Ok(None) };
+        let socket = UnixDatagram::unbound()?;
+        match path.strip_prefix('@') {
+            Some(name) => {
+                use std::os::linux::net::SocketAddrExt;
+                socket.connect_addr(&std::os::unix::net::SocketAddr::from_abstract_name(name)?)?;
+            }
+            None => socket.connect(&path)?,
+        }
+        Ok(Some(Notify(socket)))
+    }
+
+    /// The service is ready. Allocates nothing.
+    pub fn ready(&self) {
+        let _ = notify(&self.0, "READY=1", None);
     }
 }
 

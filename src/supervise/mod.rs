@@ -24,7 +24,7 @@ mod work;
 
 pub use door::Door;
 pub use handover::{Handover, HandoverOutcome};
-pub use keeper::{HANDED_OVER, Keeper, Kept, Tag};
+pub use keeper::{HANDED_OVER, Keeper, Kept, Notify, Tag};
 pub use parent::{Start, supervise};
 pub use state::{HandleRecord, NodeRecord, STATE_VERSION, State, StateError, name_hash, place_hash};
 pub use work::{

@@ -17,7 +17,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use super::keeper::{SOCKET_FD, Tag, Word, hear, say};
+use super::keeper::{Notify, SOCKET_FD, Tag, Word, hear, say};
 
 /// Descriptors that are kept at most: files without a name that are open, clients' buffers.
 const KEPT: usize = 65536;
@@ -39,6 +39,8 @@ pub struct Start {
     pub environment: Vec<CString>,
     /// Where the first one says how it went; closed here when it has.
     pub ready: Option<OwnedFd>,
+    /// Who else is told that the mount is there: systemd, which knows this process.
+    pub notify: Option<Notify>,
 }
 
 struct Parent {
@@ -52,6 +54,7 @@ struct Parent {
     kept: Vec<(u64, OwnedFd)>,
     daemon: Option<Daemon>,
     ready: Option<OwnedFd>,
+    notify: Option<Notify>,
     /// Whether any has come up.
     was_up: bool,
     /// Starts in a row that didn't.
@@ -74,7 +77,7 @@ struct Daemon {
 ///
 /// Fails where not even the first could be started.
 pub fn supervise(start: Start) -> io::Result<u8> {
-    let Start { executable, words, environment, ready } = start;
+    let Start { executable, words, environment, ready, notify } = start;
     let pointers = |strings: &[CString]| {
         strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
     };
@@ -87,6 +90,7 @@ pub fn supervise(start: Start) -> io::Result<u8> {
         kept: Vec::with_capacity(KEPT),
         daemon: None,
         ready,
+        notify,
         was_up: false,
         failed: 0,
         delay: Duration::ZERO,
@@ -302,6 +306,9 @@ impl Parent {
         self.was_up = true;
         self.failed = 0;
         (self.former, self.fell_back) = (None, false);
+        if let Some(notify) = self.notify.take() {
+            notify.ready();
+        }
         if let (Some(signal), Some(daemon)) = (self.pending.take(), &self.daemon) {
             let _ = kill(daemon.pid, signal);
         }

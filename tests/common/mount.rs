@@ -116,7 +116,7 @@ impl Builder {
         self
     }
 
-    fn command(&self, log: &Path) -> Command {
+    pub(crate) fn command(&self, log: &Path) -> Command {
         let mut backings = OsString::new();
         for (i, b) in self.backings.iter().enumerate() {
             if i > 0 {

@@ -219,6 +219,23 @@ fn a_state_is_the_old_one_or_the_new_one() {
     }
 }
 
+#[test]
+fn a_file_that_moved_as_the_daemon_died_is_found_by_its_name() {
+    let lab = Lab::new();
+    let b = lab.dirs(2);
+    // Killed after the copy has its name, and before the kernel hears of it.
+    let mount = dying(&lab, &b, "after-rename");
+    let path = mount.path(ranked(1, 1));
+    std::fs::write(&path, pattern(1, 50_000)).unwrap();
+    let known = sys::stat(&path).unwrap().st_ino;
+    over(&mount, "drain", &["1"]);
+    // The first call after that: the kernel goes by the file that was.
+    assert_eq!(sys::link(&path, mount.path("linked")), Ok(()));
+    let now = sys::stat(&path).unwrap();
+    assert!(now.st_ino != known && now.st_nlink == 2, "another file by now, with both names");
+    check(&mount.path("linked"), 1);
+}
+
 fn changes_under_load(mode: Passthrough) {
     let lab = Lab::new();
     let b = lab.dirs(4);

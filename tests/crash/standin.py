@@ -1,6 +1,6 @@
 """Stands in for systemd: a service of Type=notify with a store of descriptors and Restart=on-failure.
 
-    standin.py LOG COMMAND...
+    standin.py LOG [--no-store] COMMAND...
 
 Does what sd_notify(3), sd_pid_notify_with_fds(3) and sd_listen_fds(3) say, as far as a service can tell: keeps
 what comes with FDSTORE=1 under its FDNAME, forgets what FDSTOREREMOVE=1 names, answers BARRIER=1, and hands all
@@ -17,6 +17,8 @@ import sys
 
 log = open(sys.argv[1], "a", buffering=1)
 command = sys.argv[2:]
+keeps = command[0] != "--no-store"
+command = command if keeps else command[1:]
 inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 # An abstract name: nothing is left behind.
 address = "\0kvfs-standin-%d" % os.getpid()
@@ -80,7 +82,8 @@ def start():
         os.environ["LISTEN_FDS"] = str(len(store))
         os.environ["LISTEN_FDNAMES"] = ":".join(name for name, _ in store)
     os.environ["NOTIFY_SOCKET"] = "@" + address[1:]
-    os.environ["FDSTORE"] = "512"
+    if keeps:
+        os.environ["FDSTORE"] = "512"
     os.execv(command[0], command)
 
 

@@ -1,5 +1,6 @@
 //! systemd's store of descriptors, with a stand-in for systemd: the daemon alone, without a parent of ours.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,10 +12,11 @@ use crate::common::cli::BINARY;
 use crate::common::{Builder, Lab, Mount, Passthrough, ns, pattern, ranked, sys};
 
 /// A mount whose daemon the stand-in starts, and its log.
-fn service(lab: &Lab, backings: &[PathBuf]) -> (Builder, PathBuf) {
+fn service(lab: &Lab, backings: &[PathBuf], words: &[&str]) -> (Builder, PathBuf) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crash/standin.py");
     let log = lab.path("standin.log");
     let under = ["python3".into(), "-B".into(), script.into_os_string(), log.clone().into_os_string()];
+    let under = under.into_iter().chain(words.iter().map(OsString::from));
     (lab.mount(backings).under(under).env("KVFS_TEST_DIE_WITH_PARENT", "1"), log)
 }
 
@@ -39,10 +41,32 @@ fn stores(mount: &Mount, log: &Path, kinds: [usize; 5]) {
 }
 
 #[test]
+fn systemd_hears_when_the_mount_is_there() {
+    for supervise in ["on", "off"] {
+        let lab = Lab::new();
+        let (builder, log) = service(&lab, &lab.dirs(1), &["--no-store"]);
+        let builder = builder.arg("--supervise").arg(supervise);
+        let mut command = builder.command(&lab.path("log"));
+        sys::die_with_parent(&mut command);
+        let mut standin = command.spawn().unwrap();
+        let deadline = Instant::now() + ns::HANG;
+        let said = |what: &str| std::fs::read_to_string(&log).is_ok_and(|log| log.lines().any(|l| l == what));
+        while !said("ready") {
+            assert!(Instant::now() < deadline && standin.try_wait().unwrap().is_none(), "it hears nothing");
+        }
+        assert_eq!(sys::fs_magic(&builder.point), Ok(crate::common::mount::FUSE_MAGIC), "it's there");
+        let pidfd = sys::pidfd(standin.id()).unwrap();
+        sys::signal(&pidfd, libc::SIGTERM).unwrap();
+        assert!(crate::common::cli::wait(&mut standin, ns::HANG).unwrap().success());
+        assert!(said("ended 0"));
+    }
+}
+
+#[test]
 fn kills_are_pauses() {
     for mode in [Passthrough::Auto, Passthrough::Off] {
         let lab = Lab::new();
-        let (builder, log) = service(&lab, &lab.dirs(3));
+        let (builder, log) = service(&lab, &lab.dirs(3), &[]);
         let mount = builder.passthrough(mode).start();
         assert_eq!(mount.status()["supervised"]["by"], "systemd");
         // The device, the state, three locks.
@@ -57,7 +81,7 @@ fn kills_are_pauses() {
 #[test]
 fn what_is_open_is_kept_and_what_is_not_needed_is_not() {
     let lab = Lab::new();
-    let (builder, log) = service(&lab, &lab.dirs(2));
+    let (builder, log) = service(&lab, &lab.dirs(2), &[]);
     let mount = builder.start();
     let path = mount.path(ranked(1, 1));
     std::fs::write(&path, pattern(1, 100_000)).unwrap();
@@ -76,7 +100,7 @@ fn what_is_open_is_kept_and_what_is_not_needed_is_not() {
 #[test]
 fn the_unit_starts_what_takes_over() {
     let lab = Lab::new();
-    let (builder, _) = service(&lab, &lab.dirs(2));
+    let (builder, _) = service(&lab, &lab.dirs(2), &[]);
     // What the unit says; a new version is put in its place.
     let bin = lab.dir("bin");
     let (unit, new) = (bin.join("kvfs"), bin.join("kvfs@2.0.0"));
