@@ -28,11 +28,14 @@ pub fn state_version() -> u8 {
     other.unwrap_or(crate::supervise::STATE_VERSION)
 }
 
-/// Dies here, or gets no further, if this is a copy that a test has made for that: `kvfs@9.9.9@dies at start`.
+/// Dies here, ends, or gets no further, if this is a copy that a test has made for that: `kvfs@9.9.9@dies at start`.
 pub(crate) fn test_point(point: &str) {
     let Some(word) = test_word(1) else { return };
     if word.strip_prefix("dies at ") == Some(point) {
         std::process::abort();
+    }
+    if word.strip_prefix("ends at ") == Some(point) {
+        std::process::exit(0);
     }
     while word.strip_prefix("stays at ") == Some(point) {
         std::thread::park();

@@ -65,10 +65,11 @@ fn examine(inquiry: &Inquiry) -> Result<(), String> {
             version::described()
         ));
     }
-    let now = in_dir(&inquiry.dir, || Options::of(&inquiry.words))
+    in_dir(&inquiry.dir, || check(&inquiry.words))
         .map_err(|e| format!("kvfs {} can't be started as the mount was: {e}", version::described()))?;
     let Some((words, dir)) = &inquiry.options else { return Ok(()) };
-    let then = in_dir(dir, || Options::of(words))?;
+    let now = in_dir(&inquiry.dir, || Options::of(&inquiry.words))?;
+    let then = in_dir(dir, || check(words).and_then(|()| Options::of(words)))?;
     let differing: Vec<String> = now.differing(&then).collect();
     match differing.len() {
         0 => Ok(()),
@@ -85,16 +86,23 @@ fn in_dir<T>(dir: &PathBuf, work: impl FnOnce() -> Result<T, String>) -> Result<
     work()
 }
 
+fn sentence(e: clap::Error) -> String {
+    super::exit::one_sentence(&e)
+}
+
+/// Whether a daemon that takes over could be started with these words.
+fn check(words: &[OsString]) -> Result<(), String> {
+    let cli = Cli::try_parse_from(words).map_err(sentence)?;
+    let Command::Mount(args) = &cli.command else { return Err("it's no mount".into()) };
+    args.check_serving().map_err(|failure| failure.message)
+}
+
 /// The options of a mount as this kvfs understands them: names and values, those that weren't given too.
 struct Options(Vec<(String, String)>);
 
 impl Options {
     /// Of a whole `kvfs mount` line.
     fn of(words: &[OsString]) -> Result<Options, String> {
-        let sentence = |e: clap::Error| super::exit::one_sentence(&e);
-        let cli = Cli::try_parse_from(words).map_err(sentence)?;
-        let Command::Mount(args) = &cli.command else { return Err("it's no mount".into()) };
-        args.check_serving().map_err(|failure| failure.message)?;
         let matches = Cli::command().try_get_matches_from(words).map_err(sentence)?;
         let mount = matches.subcommand_matches("mount").ok_or("it's no mount")?;
         let command = Cli::command();
@@ -127,7 +135,7 @@ fn value(mount: &ArgMatches, name: &str) -> String {
     }
     let specs: Result<Vec<_>, _> = backing_specs(&text).collect();
     let plain = |spec: crate::backing::Spec| {
-        let path = spec.path.display().to_string();
+        let path = std::fs::canonicalize(&spec.path).unwrap_or(spec.path.clone()).display().to_string();
         let flags = format!("{:?}", crate::backing::Spec { path: PathBuf::new(), ..spec.clone() });
         let none = format!("{:?}", crate::backing::Spec::from(PathBuf::new()));
         if flags == none { path } else { format!("{path} {flags}") }
@@ -139,15 +147,15 @@ fn value(mount: &ArgMatches, name: &str) -> String {
 mod tests {
     use super::*;
 
-    fn options(words: &str) -> Result<Options, String> {
-        Options::of(&words.split(' ').map(OsString::from).collect::<Vec<_>>())
+    fn checked(words: &str) -> Result<(), String> {
+        check(&words.split(' ').map(OsString::from).collect::<Vec<_>>())
     }
 
     #[test]
     fn an_option_that_this_kvfs_does_not_know_is_said() {
-        let refusal = options("kvfs mount /mnt --backing /a --turbo").err().unwrap();
+        let refusal = checked("kvfs mount /mnt --backing /a --turbo").unwrap_err();
         assert!(refusal.contains("--turbo"), "{refusal}");
-        assert!(options("kvfs status /mnt").is_err());
+        assert!(checked("kvfs status /mnt").is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -34,7 +35,7 @@ pub struct Running {
     pub state_version: u8,
     /// Its words, the program first.
     pub words: Vec<OsString>,
-    /// Its working directory, which relative paths are relative to.
+    /// Where it was started, which relative paths are relative to.
     pub dir: PathBuf,
 }
 
@@ -75,8 +76,8 @@ impl Upgrades {
         Ok(Running {
             version: version::described().into(),
             state_version: version::state_version(),
+            dir: started_in().or_else(|| std::env::current_dir().ok()).unwrap_or_else(|| "/".into()),
             words: std::env::args_os().collect(),
-            dir: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         })
     }
 
@@ -117,7 +118,10 @@ impl Upgrades {
             .map_err(|e| format!("the executable can't be looked at: {e}"))?;
         handover.keep(state);
         if let Err(e) = self.survival.keeper.upgrade(executable.as_fd()) {
-            let why = format!("the parent can't be told: {e}");
+            let why = format!(
+                "{} can't be told ({e}), so nobody would start the new daemon; unmount, and mount anew",
+                self.survival.keeper.name()
+            );
             handover.outcome = HandoverOutcome::Failed(why.clone());
             handover.keep(state);
             return Err(why);
@@ -125,7 +129,15 @@ impl Upgrades {
         Ok(handover)
     }
 
-    fn hand_over(&self, state: &State, mut handover: Handover) {
+    fn hand_over(&self, state: &State, handover: Handover) {
+        // With or without a fault of ours: clients wait from somewhere in there on.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.end_work(state, handover)));
+        // Not through the end of the mount: all that is kept stays.
+        // SAFETY: ends this process, whose threads may be anywhere, as after a crash.
+        unsafe { libc::_exit(HANDED_OVER.into()) }
+    }
+
+    fn end_work(&self, state: &State, mut handover: Handover) {
         tracing::info!("handing over to kvfs {} ({})", handover.to, handover.executable.display());
         fault_point("upgrade told");
         version::test_point("end");
@@ -141,10 +153,12 @@ impl Upgrades {
             tracing::info!("requests that take long are left to the next daemon");
         }
         std::thread::sleep(WRITTEN);
-        // Not through the end of the mount: all that is kept stays.
-        // SAFETY: ends this process, whose threads may be anywhere, as after a crash.
-        unsafe { libc::_exit(HANDED_OVER.into()) }
     }
+}
+
+/// Where the first daemon was started, if it went to the background: by our own word to those after it.
+fn started_in() -> Option<PathBuf> {
+    std::env::args_os().skip_while(|word| word != "--started-in").nth(1).map(PathBuf::from)
 }
 
 /// What will be executed can be.

@@ -281,6 +281,26 @@ fn changes_under_load_through_the_daemon() {
 }
 
 #[test]
+fn what_was_agreed_with_the_kernel_outlives_the_backing_that_it_was_for() {
+    let lab = Lab::new();
+    let dirs = ["lower", "upper", "work", "over"].map(|name| lab.dir(name));
+    let [lower, upper, work, over] = &dirs;
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    run(std::process::Command::new("mount").args(["-t", "overlay", "-o", &options, "overlay"]).arg(over));
+    let b = [lab.dir("backing0"), over.join("kv")];
+    let mount = lab.mount(&b).supervised().start();
+    let on = |mount: &Mount| mount.status()["passthrough"]["on"].clone();
+    let before = on(&mount);
+    std::fs::write(mount.path(ranked(0, 1)), pattern(0, 50_000)).unwrap();
+    backing(&mount, "remove", &["1"]).code(0);
+    kill(&mount);
+    assert_eq!(on(&mount), before);
+    check(&mount.path(ranked(0, 1)), 0);
+    run(std::process::Command::new("umount").arg(over));
+}
+
+#[test]
 fn no_other_mount_takes_a_backing_meanwhile() {
     let lab = Lab::new();
     let b = lab.dirs(2);

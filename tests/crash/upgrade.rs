@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::load::{finished, under_load};
 use super::{daemon, kill, next, shoot};
 use crate::common::cli::{BINARY, finish};
+use crate::common::mount::status_of;
 use crate::common::user::NOBODY;
 use crate::common::{Lab, Mount, Outcome, Passthrough, cli, kvfs, ns, pattern, ranked, sys};
 
@@ -206,8 +207,9 @@ fn a_daemon_that_dies_before_it_is_ready_leaves_the_former_one() {
     let path = mount.path(ranked(1, 1));
     std::fs::write(&path, pattern(1, 100_000)).unwrap();
     let open = sys::open(&path, libc::O_RDWR, 0).unwrap();
-    let bad = copy(&lab, "kvfs@2.0.0@dies at start");
-    for round in 1..3u64 {
+    // Whatever it dies of.
+    for (round, how) in (1u64..).zip(["dies at start", "ends at start"]) {
+        let bad = copy(&lab, &format!("kvfs@2.0.0@{how}"));
         upgrade(&mount, &["--binary", text(&bad)])
             .fault(71, &["goes on with kvfs", "ended before it was ready"]);
         let status = serves(&mount, env!("CARGO_PKG_VERSION"));
@@ -246,6 +248,49 @@ fn whoever_is_killed_in_the_midst_of_it() {
     first.fault(71, &["goes on with kvfs"]);
     serves(&mount, env!("CARGO_PKG_VERSION"));
     assert_eq!(sys::write(&fd, b"goes on"), Ok(7));
+}
+
+#[test]
+fn in_the_background_and_by_relative_paths() {
+    let lab = Lab::new();
+    for dir in ["mnt", "a", "b"] {
+        lab.dir(dir);
+    }
+    let kvfs_here = |words: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command.current_dir(lab.root()).args(words);
+        finish(command).code(0)
+    };
+    kvfs_here(&["mount", "mnt", "--backing", "a,b", "--log", "log"]);
+    std::fs::write(lab.path("mnt/x"), "x").unwrap();
+    let pid = || status_of(&lab.path("mnt"))["pid"].as_u64().unwrap();
+    let before = pid();
+    kvfs_here(&["upgrade", "mnt"]);
+    kvfs_here(&["upgrade", "mnt", "--", "--backing", "b/../a,b", "--log", "log"]);
+    assert_ne!(pid(), before);
+    assert_eq!(std::fs::read(lab.path("mnt/x")).unwrap(), b"x");
+    kvfs_here(&["umount", "mnt"]);
+    // At once: who kept the backings has let them go.
+    kvfs_here(&["mount", "mnt", "--backing", "a,b", "--log", "log"]);
+    kvfs_here(&["umount", "mnt"]);
+}
+
+#[test]
+fn without_a_parent_any_more() {
+    let lab = Lab::new();
+    let builder = lab.mount(&lab.dirs(1)).arg("--supervise").arg("on");
+    let mut command = builder.command(&lab.path("log"));
+    let mut parent = command.stderr(Stdio::null()).spawn().unwrap();
+    assert!(ns::wait_mounts(None, || !ns::mounts_at(&builder.point).is_empty()));
+    while kvfs(["status".as_ref(), builder.point.as_os_str()]).status.code() != Some(0) {
+        assert!(parent.try_wait().unwrap().is_none());
+    }
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    kvfs(["upgrade".as_ref(), builder.point.as_os_str()]).fault(70, &["its parent process can't be told"]);
+    // It goes on without one.
+    std::fs::write(builder.point.join("x"), "x").unwrap();
+    kvfs(["umount".as_ref(), builder.point.as_os_str()]).code(0);
 }
 
 /// An upgrade that is under way.
