@@ -15,3 +15,5 @@ pub mod index;
 pub mod io;
 pub mod placement;
 pub mod retention;
+pub mod sandbox;
+pub mod shares;

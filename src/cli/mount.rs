@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -18,11 +18,12 @@ use crate::config::{
 use crate::control::{About, Context, Daemon, Jobs, Server};
 use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
-use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount};
+use crate::fuse::{Mounted, Session, UnmountError, check_mount_point};
 use crate::index::Progress;
 use crate::io;
 use crate::placement::{self, Evidence, EvidenceConfig, GpuMap, Policies};
 use crate::retention::{self, Evict, Marks, RetentionOptions};
+use crate::sandbox::{self, SandboxMode};
 
 /// Mount backing directories as one
 #[derive(Debug, clap::Args)]
@@ -128,6 +129,11 @@ pub(super) struct MountArgs {
     /// mounts always do
     #[arg(long)]
     allow_other: bool,
+
+    /// Whether the daemon gives up capabilities and system calls that it doesn't need. auto: as far as the system
+    /// lets it. off: it keeps them
+    #[arg(long, default_value = "auto", value_name = "MODE")]
+    sandbox: SandboxMode,
 }
 
 impl MountArgs {
@@ -186,6 +192,7 @@ impl MountArgs {
             threads: self.threads.unwrap_or_else(default_threads),
             allow_other: self.allow_other,
             direct: self.direct_options()?,
+            sandbox: self.sandbox,
         })
     }
 }
@@ -240,6 +247,9 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     }
     // Before any thread, and after what is the operator's own: backings and log have the operator's umask.
     crate::fs::prepare_process();
+    if config.sandbox == SandboxMode::Auto {
+        sandbox::drop_capabilities();
+    }
     let (engine, io_engine_why) = io::engine(config.threads.get().min(4)).map_err(Failure::other)?;
     for backing in backings.iter().filter(|b| !b.is_locked()) {
         tracing::warn!(
@@ -271,10 +281,12 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
         decide: Box::new(session.decider(config.passthrough)),
     });
     let mounted = session.mounted();
+    let sandboxed = Arc::new(OnceLock::new());
     let about = About {
         mountpoint: config.mount_point.clone(),
         since: Instant::now(),
         log: logging::describe(log),
+        sandbox: sandboxed.clone(),
         io_engine_why,
     };
     let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), jobs: jobs.clone(), about };
@@ -287,6 +299,8 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
         tracing::warn!("no socket for descriptors in the mount: {e}");
     }
+    // Whatever needs more than the daemon has from here on has been started.
+    let _ = sandboxed.set(enter_sandbox(config.sandbox, &mounted));
     tracing::info!("mounted at {}", config.mount_point.display());
     // The kernel queues what is asked until `run` reads it.
     parent.ready();
@@ -301,6 +315,16 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     let _ = evictor.join();
     tracing::info!("unmounted from {}", config.mount_point.display());
     ended.map_err(|e| Failure::other(format!("the session ended with an error: {e}")))
+}
+
+fn enter_sandbox(mode: SandboxMode, mounted: &Mounted) -> String {
+    match if mode == SandboxMode::Off { Ok(()) } else { mounted.before_sandbox() } {
+        Ok(()) => sandbox::enter(mode),
+        Err(e) => {
+            tracing::warn!("going on without a sandbox, in which nothing could unmount: {e}");
+            format!("off (nothing could unmount in it: {e})")
+        }
+    }
 }
 
 fn evidence_config(config: &MountConfig) -> EvidenceConfig {
@@ -319,7 +343,7 @@ fn unmount_on_signal(signals: SigSet, mounted: Arc<Mounted>) {
     std::thread::spawn(move || {
         loop {
             match signals.wait() {
-                Ok(Signal::SIGTERM | Signal::SIGINT) => match unmount(&mounted.point, false) {
+                Ok(Signal::SIGTERM | Signal::SIGINT) => match mounted.unmount(false) {
                     Ok(()) | Err(UnmountError::NotMounted(_)) => {}
                     Err(e) => tracing::warn!("not unmounted on this signal: {e}"),
                 },

@@ -12,7 +12,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -109,7 +109,9 @@ pub(super) fn serve(
     point: PathBuf,
     device: (u32, u32),
 ) -> io::Result<()> {
-    std::thread::Builder::new().name("kvfs-socket".into()).spawn(move || match bind(&fs, &point) {
+    // Now: later this process may start nothing that makes a namespace.
+    let binding = Binding::start(&fs, &point)?;
+    std::thread::Builder::new().name("kvfs-socket".into()).spawn(move || match binding.finish() {
         Ok(listener) => {
             sent.bound.store(true, Relaxed);
             if let Err(e) = listen(&listener, &owners, &sent, device) {
@@ -122,45 +124,58 @@ pub(super) fn serve(
     Ok(())
 }
 
-/// Has a child bind a socket of ours to its name in the mount.
-fn bind(fs: &Fs, point: &Path) -> io::Result<OwnedFd> {
-    let listener = nix::sys::socket::socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("kvfs").arg("bind-socket").arg(point);
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let ours = listener.as_raw_fd();
-    // SAFETY: dup2 is async-signal-safe, and clears the copy's close-on-exec flag.
-    unsafe {
-        command.pre_exec(move || match libc::dup2(ours, CHILDS_FD) {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        });
+/// A child that binds a socket of ours to its name in the mount.
+struct Binding {
+    listener: OwnedFd,
+    child: Child,
+}
+
+impl Binding {
+    /// Starts it. It ends when the mount has answered it.
+    fn start(fs: &Fs, point: &Path) -> io::Result<Binding> {
+        let listener = nix::sys::socket::socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            None,
+        )?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("kvfs").arg("bind-socket").arg(point);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let ours = listener.as_raw_fd();
+        // SAFETY: dup2 is async-signal-safe, and clears the copy's close-on-exec flag.
+        unsafe {
+            command.pre_exec(move || match libc::dup2(ours, CHILDS_FD) {
+                -1 => Err(io::Error::last_os_error()),
+                _ => Ok(()),
+            });
+        }
+        let mut child = command.spawn()?;
+        fs.expect_socket(child.id());
+        // Its go-ahead is the end of its standard input.
+        drop(child.stdin.take());
+        Ok(Binding { listener, child })
     }
-    let mut child = command.spawn()?;
-    fs.expect_socket(child.id());
-    // Its go-ahead is the end of its standard input.
-    drop(child.stdin.take());
-    let pid = rustix::process::Pid::from_raw(child.id() as i32).ok_or(Errno::CHILD)?;
-    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
-    let timeout = rustix::event::Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-    let mut ended = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-    if rustix::event::poll(&mut ended, Some(&timeout))? == 0 {
-        child.kill()?;
-        // Not waited for: it may not be able to end.
-        return Err(io::Error::other("binding it took too long"));
+
+    /// Waits until it's bound.
+    fn finish(mut self) -> io::Result<OwnedFd> {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).ok_or(Errno::CHILD)?;
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+        let timeout = rustix::event::Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let mut ended = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        if rustix::event::poll(&mut ended, Some(&timeout))? == 0 {
+            self.child.kill()?;
+            // Not waited for: it may not be able to end.
+            return Err(io::Error::other("binding it took too long"));
+        }
+        match self.child.wait()?.code() {
+            Some(0) => {}
+            Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
+            None => return Err(io::Error::other("the process that binds it was killed")),
+        }
+        rustix::net::listen(&self.listener, 64)?;
+        Ok(self.listener)
     }
-    match child.wait()?.code() {
-        Some(0) => {}
-        Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
-        None => return Err(io::Error::other("the process that binds it was killed")),
-    }
-    rustix::net::listen(&listener, 64)?;
-    Ok(listener)
 }
 
 /// The child: binds the socket that it was started with.

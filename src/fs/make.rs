@@ -294,16 +294,26 @@ impl Fs {
         let on = Error::on(slot);
         let model = self.stat_dir(dir)?;
         let above_stat = stat_fd(above).map_err(on)?;
-        match rustix::fs::mkdirat(above, name, Mode::from_raw_mode(u32::from(model.perm))) {
+        let owner = Caller { uid: model.uid, gid: model.gid, tid: 0 };
+        let acting = Acting::as_caller(&owner);
+        let made = rustix::fs::mkdirat(above, name, Mode::from_raw_mode(u32::from(model.perm)));
+        drop(acting);
+        match made {
             Ok(()) => {}
             Err(Errno::EXIST) => return Ok(()),
             Err(e) => return Err(on(e)),
         }
         let made = crate::backing::open_dir_below(above.as_fd(), name)?;
-        use rustix::fs::{Gid, Uid};
         if rustix::process::geteuid().is_root() {
-            let owner = (Some(Uid::from_raw(model.uid)), Some(Gid::from_raw(model.gid)));
-            rustix::fs::chownat(&made, c"", owner.0, owner.1, AtFlags::EMPTY_PATH).map_err(on)?;
+            // Whoever can change the backing may have put another's directory there: it isn't given away.
+            let there = stat_fd(&made).map_err(on)?;
+            if there.stx_uid != model.uid {
+                return Err(Errno::STALE.into());
+            }
+            if there.stx_gid != model.gid {
+                let gid = Some(rustix::fs::Gid::from_raw(model.gid));
+                rustix::fs::chownat(&made, c"", None, gid, AtFlags::EMPTY_PATH).map_err(on)?;
+            }
         }
         let perm = u32::from(model.perm);
         keeping_setgid(perm, || {

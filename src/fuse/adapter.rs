@@ -407,7 +407,7 @@ impl Filesystem for Adapter {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        xattr(reply, size, self.run(Op::Listxattr, |fs| fs.listxattr(node(ino))));
+        xattr(reply, size, self.run(Op::Listxattr, |fs| fs.listxattr(&caller(req), node(ino))));
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

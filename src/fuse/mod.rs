@@ -6,10 +6,12 @@
 mod adapter;
 mod answer;
 mod convert;
+mod helper;
 mod mount;
 mod prune;
 mod reply;
 mod session;
 
+pub(crate) use helper::serve as unmount_helper;
 pub use mount::{FS_TYPE, MountError, Mounted, UnmountError, check_mount_point, unmount};
 pub use session::{Session, SessionError};

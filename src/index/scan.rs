@@ -22,6 +22,9 @@ use super::{AddError, DirId, EntryId, FileRef, Index, Kind, Slot, SlotSet, What}
 const MAX_DEPTH: usize = 1000;
 /// Room for about 1600 names of 75 bytes in one getdents64 call.
 const DENTS_BUFFER: usize = 256 << 10;
+/// How paths are walked.
+const BENEATH: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 /// Names handed over at a time. Waking the other thread costs more than a cache miss: 1024 at a time took
 /// twice as long.
 const BATCH: usize = 16384;
@@ -104,7 +107,15 @@ pub fn scan(sources: &[Source<'_>], mut progress: impl FnMut(Progress)) -> Resul
     let mut index = Index::new(sources.len());
     let newest = |slot: Slot, path: &[u8]| {
         let source = sources.iter().find(|source| source.slot == slot)?;
-        let stat = statx(source.root, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::CTIME).ok()?;
+        // Beneath: what was a directory may be a symbolic link by now.
+        let file = openat2(
+            source.root,
+            path,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+            BENEATH,
+        );
+        let stat = statx(file.ok()?, c"", AtFlags::EMPTY_PATH, StatxFlags::CTIME).ok()?;
         Some((stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec))
     };
     let started = Instant::now();
@@ -394,8 +405,7 @@ impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch) -> Option<Batch>> Reader<'a, H, F>
 
     fn open(&mut self, at: BorrowedFd<'_>, name: &[u8], number: u32) -> Option<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-        match openat2(at, name, flags, Mode::empty(), resolve) {
+        match openat2(at, name, flags, Mode::empty(), BENEATH) {
             Ok(dir) => Some(dir),
             Err(rustix::io::Errno::XDEV) => {
                 self.report("another file system is mounted here; it's not part of the backing".into());

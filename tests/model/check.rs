@@ -138,7 +138,10 @@ impl Harness {
         if self.model.inode(ino).kind() == Kind::Symlink {
             return Ok(());
         }
-        let listed = self.fs().listxattr(node).map_err(|e| TestCaseError::fail(format!("listxattr: {e}")))?;
+        let listed = self
+            .fs()
+            .listxattr(&kvfs::fs::Caller::default(), node)
+            .map_err(|e| TestCaseError::fail(format!("listxattr: {e}")))?;
         let listed: BTreeSet<&[u8]> =
             listed.split(|b| *b == 0).filter(|name| name.starts_with(b"user.")).collect();
         let xattrs = &self.model.inode(ino).xattrs;
