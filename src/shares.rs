@@ -71,6 +71,11 @@ impl Shares {
         used.by_user.get(&user).copied().unwrap_or(0) < self.total.saturating_sub(used.all)
     }
 
+    /// How many this user has.
+    pub fn held_by(&self, user: u32) -> usize {
+        self.used.lock().by_user.get(&user).copied().unwrap_or(0)
+    }
+
     /// How many are in use.
     pub fn in_use(&self) -> usize {
         self.used.lock().all

@@ -262,8 +262,9 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
         policies: Policies::new(&config.placement, evidence)?,
         retention: config.retention,
         shared_ttl: config.shared_ttl,
-        open_dirs: share_of(limit, 4, 16384),
-        idle_files: share_of(limit, 8, 4096),
+        open_dirs: share_of(limit, 8, 16384),
+        idle_files: share_of(limit, 32, 4096),
+        open_files: open_files(limit),
     };
     let fs = Arc::new(Fs::new(backings, options, engine, show_progress()).map_err(Failure::other)?);
     let direct = Direct::new(fs.clone(), config.direct.clone()).map_err(Failure::other)?;
@@ -358,6 +359,11 @@ fn unmount_on_signal(signals: SigSet, mounted: Arc<Mounted>) {
 /// As many open files as the system allows: directories and files are kept open.
 fn raise_file_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    #[cfg(feature = "fault-points")]
+    if let Some(limit) = std::env::var("KVFS_TEST_FILE_LIMIT").ok().and_then(|n| n.parse().ok()) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, limit, limit);
+        return limit;
+    }
     // Root may go beyond the hard limit, up to the kernel's own.
     let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|n| n.trim().parse().ok());
     [most.unwrap_or(hard), hard]
@@ -389,6 +395,13 @@ fn shared_ttl(text: &str) -> Result<Duration, String> {
 
 fn share_of(limit: u64, part: u64, most: u64) -> NonZeroUsize {
     NonZeroUsize::new((limit / part).clamp(16, most) as usize).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Handles that clients may have open, so that directories and what else is kept open find room too: a file that's
+/// in use costs three descriptors at most, one more for each handle that the kernel doesn't pass through, and
+/// idle, removed, moved and evicted ones are kept in five times `idle_files`.
+fn open_files(limit: u64) -> NonZeroUsize {
+    share_of(limit / 2, 4, u64::MAX)
 }
 
 /// Progress of the scan, on a terminal.

@@ -5,7 +5,7 @@
 //! namespace of its own, so that the socket doesn't keep the mount busy for `umount`. The file system would
 //! still live as long as the socket; so it's closed when the mount is gone from the daemon's own namespace.
 //! What always holds: a descriptor is good for one registration of the process that sent it, for a minute;
-//! nobody can fill the daemon with descriptors or hold up others by saying nothing.
+//! nobody can fill the daemon with descriptors or hold up others, by saying nothing or by saying much.
 
 use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
@@ -92,7 +92,9 @@ impl Sent {
         waiting.retain(|_, w| w.until > now);
         let of_one = waiting.values().filter(|w| w.tgid == tgid).count();
         let of_user = waiting.values().filter(|w| w.uid == uid).count();
-        if of_one >= WAITING_OF_ONE || of_user >= WAITING_OF_USER || waiting.len() >= WAITING {
+        // So that there's always room for another user's.
+        let of_user_most = WAITING_OF_USER.min(WAITING.saturating_sub(waiting.len()));
+        if of_one >= WAITING_OF_ONE || of_user >= of_user_most {
             return Err(Errno::DQUOT);
         }
         let token = random().map_err(|_| Errno::IO)?;
@@ -198,6 +200,13 @@ pub(crate) fn bind_here(point: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// A client's, which was silent for too long at `until`.
+struct Connection {
+    fd: OwnedFd,
+    uid: u32,
+    until: Instant,
+}
+
 const LISTENER: u64 = u64::MAX;
 const MOUNTS: u64 = u64::MAX - 1;
 
@@ -210,7 +219,7 @@ fn listen(listener: &OwnedFd, owners: &Owners, sent: &Sent, device: (u32, u32)) 
     // The kernel tells of every change of the list of mounts (poll(2) of /proc/[pid]/mountinfo, proc(5)).
     let mounts = std::fs::File::open("/proc/self/mountinfo")?;
     add(&mounts, MOUNTS, epoll::EventFlags::PRI | epoll::EventFlags::ERR)?;
-    let mut connections: HashMap<u64, (OwnedFd, Instant)> = HashMap::new();
+    let mut connections: HashMap<u64, Connection> = HashMap::new();
     let mut next = 0u64;
     let mut ready = Vec::with_capacity(16);
     while mountinfo::mounts()?.iter().any(|mount| mount.device == device) {
@@ -230,20 +239,25 @@ fn listen(listener: &OwnedFd, owners: &Owners, sent: &Sent, device: (u32, u32)) 
                     let Ok(fd) = accept4(listener.as_raw_fd(), flags) else { continue };
                     // SAFETY: just made, and ours alone.
                     let connection = unsafe { OwnedFd::from_raw_fd(fd) };
-                    // Who has been silent for the longest makes room.
-                    if connections.len() >= CONNECTIONS {
-                        let silent = connections.iter().min_by_key(|(_, (_, until))| *until);
-                        let silent = silent.map(|(key, _)| *key);
+                    let Ok(peer) = getsockopt(&connection, sockopt::PeerCredentials) else { continue };
+                    // Of a user with as many as are left, the one that has been silent for the longest makes room.
+                    let uid = peer.uid();
+                    let of_user = connections.iter().filter(|(_, other)| other.uid == uid);
+                    if of_user.clone().count() >= CONNECTIONS - connections.len() {
+                        let silent = of_user.min_by_key(|(_, other)| other.until).map(|(key, _)| *key);
                         silent.and_then(|key| connections.remove(&key));
                     }
-                    if add(&connection, next, epoll::EventFlags::IN).is_ok() {
-                        connections.insert(next, (connection, Instant::now() + SILENCE));
+                    if connections.len() < CONNECTIONS
+                        && add(&connection, next, epoll::EventFlags::IN).is_ok()
+                    {
+                        let until = Instant::now() + SILENCE;
+                        connections.insert(next, Connection { fd: connection, uid, until });
                         next += 1;
                     }
                 }
                 key => {
-                    let Some((connection, until)) = connections.get_mut(&key) else { continue };
-                    *until = Instant::now() + SILENCE;
+                    let Some(connection) = connections.get_mut(&key) else { continue };
+                    connection.until = Instant::now() + SILENCE;
                     if !answer(connection, owners, sent) {
                         connections.remove(&key);
                     }
@@ -251,15 +265,15 @@ fn listen(listener: &OwnedFd, owners: &Owners, sent: &Sent, device: (u32, u32)) 
             }
         }
         let now = Instant::now();
-        connections.retain(|_, (_, until)| *until > now);
+        connections.retain(|_, connection| connection.until > now);
     }
     Ok(())
 }
 
 /// Answers one message; whether another may come.
-fn answer(connection: &OwnedFd, owners: &Owners, sent: &Sent) -> bool {
+fn answer(Connection { fd: connection, uid, .. }: &Connection, owners: &Owners, sent: &Sent) -> bool {
     // With the connection goes what waits in it, which the kernel doesn't flush.
-    if Handed::room().is_err() {
+    if Handed::room(*uid).is_err() {
         return false;
     }
     let mut bytes = [0u8; size_of::<FdHello>() + 1];
@@ -275,7 +289,9 @@ fn answer(connection: &OwnedFd, owners: &Owners, sent: &Sent) -> bool {
                     if let ControlMessageOwned::ScmRights(numbers) = part {
                         // SAFETY: the kernel has just given them to us.
                         fds.extend(
-                            numbers.into_iter().map(|fd| Handed::from(unsafe { OwnedFd::from_raw_fd(fd) })),
+                            numbers
+                                .into_iter()
+                                .map(|fd| Handed::new(unsafe { OwnedFd::from_raw_fd(fd) }, *uid)),
                         );
                     }
                 }

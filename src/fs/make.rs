@@ -36,11 +36,12 @@ impl Fs {
         let dir = self.dir_of(parent)?;
         check_new_name(name)?;
         if let Some(existing) = self.existing_file(parent, dir, name, flags)? {
-            let opened = self.open(existing.node, flags)?;
+            let opened = self.open(caller, existing.node, flags)?;
             self.opened_to_write(caller.tid, existing.node, flags);
             return Ok((existing, opened));
         }
         self.admit(dir)?;
+        let room = self.room_to_open(caller)?;
         let path = self.index.read().path_of(dir, name);
         let creator = self.retention.creator_of(caller.tid, &path);
         let make = |place: &Place| {
@@ -85,11 +86,11 @@ impl Fs {
             Ok((attr, self.enter_created(file, fd, self.promise_in(dir))))
         });
         match made {
-            Ok((attr, open)) => Ok((attr, self.finish_open_created(open, flags)?)),
+            Ok((attr, open)) => Ok((attr, self.finish_open_created(open, flags, room)?)),
             // Somebody made it behind the mount's back, on the very backing.
             Err(e) if e.errno() == Errno::EXIST && flags & libc::O_EXCL == 0 => {
                 let existing = self.lookup(parent, name)?;
-                Ok((existing, self.open(existing.node, flags)?))
+                Ok((existing, self.open(caller, existing.node, flags)?))
             }
             Err(e) => Err(e),
         }

@@ -95,6 +95,8 @@ pub struct Options {
     pub open_dirs: NonZeroUsize,
     /// How many files may be kept ready for their next open.
     pub idle_files: NonZeroUsize,
+    /// How many handles there may be.
+    pub open_files: NonZeroUsize,
 }
 
 /// How long the kernel may keep what it was told of a backing that's the mount's alone: all changes go through it.
@@ -170,7 +172,7 @@ impl Fs {
             index: RwLock::new(index),
             locks: NameLocks::new(),
             still: Stillness::new(),
-            open: OpenTable::new(options.idle_files),
+            open: OpenTable::new(options.idle_files, options.open_files),
             retention: Retention::new(options.retention, options.policies.processes().clone()),
             policies: options.policies,
             told: identity::Told::default(),

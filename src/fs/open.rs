@@ -4,7 +4,8 @@
 //! through the daemon; the kernel answers EIO to any mix (fs/fuse/iomode.c). A record stays after the last
 //! close as long as there's room for it (the next open then costs no system call). A file that was removed is
 //! held until the kernel forgets its node: whoever had found it before can still open it, and its inode
-//! number can't become another file's while the kernel knows it.
+//! number can't become another file's while the kernel knows it. There are never more handles than the process may
+//! have descriptors for, and no user has so many that others get none.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -21,10 +22,11 @@ use slab::Slab;
 use super::attr::stat_fd;
 use super::gate::Gate;
 use super::rules::QuotaPromise;
-use super::{DirFd, Error, Fs, NodeId, Result, proc_path};
+use super::{Caller, DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::{Passthrough, Promise};
 use crate::index::{FileRef, Kind, Node, Slot};
 use crate::io::{IoFile, Registered};
+use crate::shares::{Share, Shares};
 
 /// Tables of open inodes, so that opens of different files don't wait for each other.
 const SHARDS: usize = 32;
@@ -85,6 +87,7 @@ pub(super) struct Handle {
     pub(super) io: Option<Arc<IoFile>>,
     /// Whether `io` puts everything at the end of the file.
     pub(super) appends: bool,
+    _share: Share,
 }
 
 /// Open inodes, each with the number of its opens.
@@ -102,10 +105,12 @@ pub(super) struct OpenTable {
     /// more, and their numbers can't become other files'.
     moved: Mutex<LruCache<NodeId, OwnedFd>>,
     handles: RwLock<Slab<Arc<Handle>>>,
+    /// How many handles there may be, of which each costs a few descriptors.
+    shares: Arc<Shares>,
 }
 
 impl OpenTable {
-    pub(super) fn new(idle: NonZeroUsize) -> OpenTable {
+    pub(super) fn new(idle: NonZeroUsize, handles: NonZeroUsize) -> OpenTable {
         OpenTable {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             idle: Mutex::new(LruCache::new(idle)),
@@ -113,7 +118,13 @@ impl OpenTable {
             evicted: super::evict::Held::new(idle),
             moved: Mutex::new(LruCache::new(idle)),
             handles: RwLock::new(Slab::new()),
+            shares: Shares::new("open files", handles.get()),
         }
+    }
+
+    /// Room for one more handle. ENFILE where its user has as many as are left.
+    fn room(&self, caller: &Caller) -> Result<Share> {
+        self.shares.take(caller.uid).ok_or_else(|| Errno::NFILE.into())
     }
 
     fn shard(&self, node: NodeId) -> &Mutex<Shard> {
@@ -291,8 +302,9 @@ impl OpenNode {
 
 impl Fs {
     /// Opens a file that exists.
-    pub fn open(&self, node: NodeId, flags: i32) -> Result<Opened> {
+    pub fn open(&self, caller: &Caller, node: NodeId, flags: i32) -> Result<Opened> {
         let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::ISDIR.into()) };
+        let room = self.open.room(caller)?;
         let using = self.still.using(node);
         if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
             self.changeable(slot)?;
@@ -309,7 +321,7 @@ impl Fs {
             }
         };
         drop(using);
-        self.finish_open(open, flags)
+        self.finish_open(open, flags, room)
     }
 
     /// The file that was just created is open, by its creator's descriptor.
@@ -324,18 +336,24 @@ impl Fs {
         self.open.enter(new)
     }
 
-    /// Opens the file that was just created and entered.
-    pub(super) fn finish_open_created(&self, open: Arc<OpenNode>, flags: i32) -> Result<Opened> {
-        // A new file has nothing to cut off.
-        self.finish_open(open, flags & !libc::O_TRUNC)
+    /// Room for the handle of a file that is about to be created.
+    pub(super) fn room_to_open(&self, caller: &Caller) -> Result<Share> {
+        self.open.room(caller)
     }
 
-    fn finish_open(&self, open: Arc<OpenNode>, flags: i32) -> Result<Opened> {
+    /// Opens the file that was just created and entered.
+    pub(super) fn finish_open_created(&self, open: Arc<OpenNode>, flags: i32, room: Share) -> Result<Opened> {
+        // A new file has nothing to cut off.
+        self.finish_open(open, flags & !libc::O_TRUNC, room)
+    }
+
+    fn finish_open(&self, open: Arc<OpenNode>, flags: i32, room: Share) -> Result<Opened> {
         let opened = self.prepare_open(&open, flags);
         match opened {
             Ok((data, io)) => {
                 let appends = flags & libc::O_APPEND != 0 && data == Data::Uncached;
-                let handle = Handle { node: open, access: flags & libc::O_ACCMODE, io, appends };
+                let access = flags & libc::O_ACCMODE;
+                let handle = Handle { node: open, access, io, appends, _share: room };
                 Ok(Opened { fh: self.open.add_handle(handle), data })
             }
             Err(e) => {

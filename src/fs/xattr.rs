@@ -22,6 +22,9 @@ const MAX: usize = 65536;
 impl Fs {
     /// An attribute's value.
     pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        if self.socket_attr(node).is_some() {
+            return Err(Errno::NODATA.into());
+        }
         if rule_of(node, name).is_none() {
             if let Some(name) = name.strip_prefix(OURS) {
                 return self.our_xattr(node, name);
@@ -33,6 +36,9 @@ impl Fs {
 
     /// The names of all attributes, each ended by a zero byte.
     pub fn listxattr(&self, caller: &Caller, node: NodeId) -> Result<Vec<u8>> {
+        if self.socket_attr(node).is_some() {
+            return Ok(Vec::new());
+        }
         let names = self.with_path(node, false, list_path)?;
         let ours = |name: &[u8]| name.starts_with(OURS) && rule_of(node, name).is_none();
         // Those of administrators a file system shows to them alone; we are one, the caller may not be.

@@ -18,11 +18,12 @@ use fuser::{
     WriteFlags,
 };
 
-use super::answer::flags_of;
+use super::answer::{flags_of, later};
 use super::convert::{caller, file_attr, file_type, generation, ino, node, set_time};
 use super::reply::{attr, empty, io_errno, ioctl, xattr};
 use crate::direct::{Direct, Reply, Target};
 use crate::fs::{Data, Fs, Op, RenameMode, SetAttr, Whence};
+use crate::shares::Shares;
 
 /// What a request carries at most: the kernel's own limit (fs.fuse.max_pages_limit, 256 pages).
 const MAX_WRITE: u32 = 1 << 20;
@@ -43,6 +44,8 @@ pub(super) struct Adapter {
     pub(super) fs: Arc<Fs>,
     pub(super) direct: Arc<Direct>,
     pub(super) wanted: Wanted,
+    /// Requests that wait on threads of their own.
+    pub(super) waiting: Arc<Shares>,
 }
 
 impl Filesystem for Adapter {
@@ -125,15 +128,12 @@ impl Filesystem for Adapter {
         if self.fs.setattr_waits(node(ino), &set) {
             // A truncation, behind transfers that may take long: not on a thread that answers the kernel.
             let adapter = self.clone();
-            let wait = move || {
+            let Some(wait) = self.waiting.take(req.uid()) else { return reply.error(Errno::EAGAIN) };
+            let truncate = move || {
                 let result = adapter.run(Op::Setattr, |fs| fs.setattr(node(ino), &set));
                 attr(reply, &adapter.fs, result);
             };
-            if let Err(e) = std::thread::Builder::new().name("kvfs-truncate".into()).spawn(wait) {
-                // The request was answered with EIO as it was dropped.
-                tracing::warn!("a truncation can't wait for its turn: {e}");
-            }
-            return;
+            return later("kvfs-truncate", wait, truncate);
         }
         attr(reply, &self.fs, self.run(Op::Setattr, |fs| fs.setattr(node(ino), &set)));
     }
@@ -163,7 +163,7 @@ impl Filesystem for Adapter {
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
         let (caller, parent, name) = (caller(req), node(parent), name.as_bytes().to_vec());
         self.make(
-            (Op::Mkdir, parent),
+            (Op::Mkdir, parent, caller.uid),
             reply,
             move |fs| fs.mkdir(&caller, parent, &name, mode),
             Adapter::entry,
@@ -219,7 +219,7 @@ impl Filesystem for Adapter {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        match self.run(Op::Open, |fs| fs.open(node(ino), flags.0)) {
+        match self.run(Op::Open, |fs| fs.open(&caller(req), node(ino), flags.0)) {
             Ok(opened) => {
                 self.fs.opened_to_write(req.pid(), node(ino), flags.0);
                 let fh = FileHandle(opened.fh);
@@ -250,7 +250,7 @@ impl Filesystem for Adapter {
     ) {
         let (caller, parent, name) = (caller(req), node(parent), name.as_bytes().to_vec());
         let create = move |fs: &Fs| fs.create(&caller, parent, &name, mode, flags);
-        self.make((Op::Create, parent), reply, create, Adapter::created);
+        self.make((Op::Create, parent, caller.uid), reply, create, Adapter::created);
     }
 
     fn read(

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use fuser::{Config, SessionACL};
 
 use super::adapter::{Adapter, Wanted};
+use super::answer::WAITING;
 use super::mount::{MountError, Mounted, mount};
 use super::prune::Pruner;
 use crate::backing::{Backing, List, Passthrough};
@@ -20,6 +21,7 @@ use crate::direct::Direct;
 use crate::fs::{Changed, Fs};
 use crate::index::NodeId;
 use crate::io::BackingRegistry;
+use crate::shares::Shares;
 
 /// Why a session can't start.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +76,12 @@ impl Session {
         let mut options = Config::default();
         options.acl = acl;
         options.n_threads = Some(config.threads.get());
-        let adapter = Adapter { fs: fs.clone(), direct: direct.clone(), wanted };
+        let adapter = Adapter {
+            fs: fs.clone(),
+            direct: direct.clone(),
+            wanted,
+            waiting: Shares::new("requests that wait", WAITING),
+        };
         let session =
             fuser::Session::from_fd(adapter, device, acl, options).map_err(SessionError::Handshake)?;
         let registry = BackingRegistry::new(registry);

@@ -154,8 +154,10 @@ impl Harness {
     }
 
     fn read_whole(&self, node: NodeId) -> Check<Vec<u8>> {
-        let opened =
-            self.fs().open(node, libc::O_RDONLY).map_err(|e| TestCaseError::fail(format!("open: {e}")))?;
+        let opened = self
+            .fs()
+            .open(&kvfs::fs::Caller::default(), node, libc::O_RDONLY)
+            .map_err(|e| TestCaseError::fail(format!("open: {e}")))?;
         let data = self.read(opened.fh, 0, 1 << 20);
         self.fs().release(opened.fh);
         data
