@@ -23,7 +23,13 @@ pub(super) fn flags_of(data: Data) -> FopenFlags {
 }
 
 /// Requests that may wait at a time, each on a thread.
-pub(super) const WAITING: usize = 1024;
+pub(super) fn waiting() -> usize {
+    #[cfg(feature = "fault-points")]
+    if let Some(number) = std::env::var("KVFS_TEST_WAITING").ok().and_then(|n| n.parse().ok()) {
+        return number;
+    }
+    1024
+}
 
 /// What such a thread needs; most of it is never touched.
 const STACK: usize = 512 << 10;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use fuser::{Config, SessionACL};
 
 use super::adapter::{Adapter, Wanted};
-use super::answer::WAITING;
+use super::answer::waiting;
 use super::mount::{MountError, Mounted, mount};
 use super::prune::Pruner;
 use crate::backing::{Backing, List, Passthrough};
@@ -80,7 +80,7 @@ impl Session {
             fs: fs.clone(),
             direct: direct.clone(),
             wanted,
-            waiting: Shares::new("requests that wait", WAITING),
+            waiting: Shares::new("requests that wait", waiting()),
         };
         let session =
             fuser::Session::from_fd(adapter, device, acl, options).map_err(SessionError::Handshake)?;
