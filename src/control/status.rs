@@ -11,6 +11,7 @@ use super::JobStatus;
 use crate::backing::{Backing, Passthrough, State};
 use crate::direct::{Direct, DirectStatus};
 use crate::fs::Fs;
+use crate::printable::printable;
 use crate::retention::RetentionStatus;
 
 /// A mount, as `kvfs status` shows it.
@@ -165,7 +166,7 @@ impl Status {
             list.iter().map(|b| backing(b, counts.per_backing[b.slot.index()])).collect();
         let problem = |p: &crate::index::Problem| {
             let path = list.get(p.slot).map_or_else(PathBuf::new, |b| b.path.join(path_of(&p.path)));
-            format!("{}: {}", path.display(), p.what)
+            format!("{}: {}", printable(path.as_os_str().as_encoded_bytes()), p.what)
         };
         Status {
             version: env!("CARGO_PKG_VERSION").into(),

@@ -76,11 +76,14 @@ pub(crate) struct Owners {
     shares: Arc<Shares>,
 }
 
-/// Each has an open descriptor.
-fn most_processes() -> usize {
+/// How many descriptors one kind of thing may take of those that this process can have, `most` at most.
+pub(super) fn share_of_descriptors(most: usize) -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
-    (limit / 32).clamp(16, 16384) as usize
+    usize::try_from(limit / 32).unwrap_or(most).clamp(16, most)
 }
+
+/// Processes that may use the fast path at a time; each has an open descriptor.
+const PROCESSES: usize = 16384;
 
 const REMEMBERED_THREADS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
@@ -92,7 +95,7 @@ impl Owners {
             threads: Mutex::new(LruCache::new(REMEMBERED_THREADS)),
             deaths: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             ended: Box::new(ended),
-            shares: Shares::new("processes that use the fast path", most_processes()),
+            shares: Shares::new("processes that use the fast path", share_of_descriptors(PROCESSES)),
         });
         let watched = Arc::downgrade(&owners);
         let deaths = owners.deaths.try_clone()?;

@@ -37,6 +37,11 @@ use crate::fs::Fs;
 const WAITING_OF_ONE: usize = 64;
 const WAITING_OF_USER: usize = 256;
 const WAITING: usize = 4096;
+/// As many as the process can well keep.
+fn most_waiting() -> usize {
+    super::owner::share_of_descriptors(WAITING)
+}
+
 /// How long one waits.
 const GOOD_FOR: Duration = Duration::from_secs(60);
 /// Connections at once, and how long one may say nothing.
@@ -93,7 +98,7 @@ impl Sent {
         let of_one = waiting.values().filter(|w| w.tgid == tgid).count();
         let of_user = waiting.values().filter(|w| w.uid == uid).count();
         // So that there's always room for another user's.
-        let of_user_most = WAITING_OF_USER.min(WAITING.saturating_sub(waiting.len()));
+        let of_user_most = WAITING_OF_USER.min(most_waiting().saturating_sub(waiting.len()));
         if of_one >= WAITING_OF_ONE || of_user >= of_user_most {
             return Err(Errno::DQUOT);
         }

@@ -57,7 +57,7 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", String::from_utf8_lossy(&self.path), self.what)
+        write!(f, "{}: {}", crate::printable::printable(&self.path), self.what)
     }
 }
 

@@ -19,6 +19,7 @@ fn ask(socket: &Path, question: &str) -> std::io::Result<String> {
     stream.set_read_timeout(Some(crate::common::ns::HANG))?;
     // Whoever is hung up on may not be able to send all of it.
     let _ = stream.write_all(question.as_bytes());
+    let _ = stream.shutdown(std::net::Shutdown::Write);
     let mut answer = String::new();
     match stream.read_to_string(&mut answer) {
         Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => Ok(String::new()),

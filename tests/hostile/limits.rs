@@ -9,6 +9,11 @@ use crate::common::process::Process;
 use crate::common::user::{NOBODY, as_user};
 use crate::common::{Errno, FsKind, Lab, Mount, Passthrough, R, cli, ns, sys};
 
+#[path = "../direct/frozen.rs"]
+#[allow(dead_code)]
+mod frozen;
+use frozen::Frozen;
+
 /// Asks for the status until it's as wanted; the daemon's end, or nothing for long, fails the test.
 #[track_caller]
 pub(super) fn until(mount: &Mount, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) {
@@ -130,22 +135,35 @@ fn nobody_takes_all_open_files_without_passthrough() {
 
 #[test]
 fn nobody_takes_all_threads_that_wait_for_room() {
+    const MIB: usize = 1 << 20;
     let lab = Lab::new();
-    let volume = lab.volume(FsKind::Tmpfs, 64);
-    let mount = lab.mount(&[volume.join("kv")]).env("KVFS_TEST_WAITING", "8").start();
-    let dirs: Vec<PathBuf> = (0..14).map(|n| mount.path(format!("d{n}"))).collect();
-    for dir in &dirs {
-        std::fs::create_dir(dir).unwrap();
-        sys::chown(dir, NOBODY, NOBODY).unwrap();
+    let volume = lab.volume(FsKind::Ext4, 64);
+    let backing = volume.join("kv");
+    for n in 0..14 {
+        std::fs::create_dir_all(backing.join(format!("d{n}"))).unwrap();
+        sys::chown(backing.join(format!("d{n}")), NOBODY, NOBODY).unwrap();
     }
-    std::fs::write(mount.path("seen"), "content").unwrap();
-    let filler = mount.path("filler");
-    let full = sys::open(&filler, libc::O_CREAT | libc::O_RDWR, 0o600).unwrap();
-    sys::fallocate(&full, 0, 0, 62 << 20).unwrap();
-    drop(full);
+    // Full of files that may be evicted, but for less than the reserve.
+    let free = || {
+        let st = sys::statvfs(&volume).unwrap();
+        (st.f_bavail * st.f_frsize) as usize
+    };
+    std::fs::write(backing.join("seen"), "content").unwrap();
+    (0..(free() - (10 << 20)) / MIB)
+        .for_each(|n| std::fs::write(backing.join(format!("old{n}")), vec![1; MIB]).unwrap());
+    let filler = sys::create(volume.join("filler")).unwrap();
+    sys::fallocate(&filler, 0, 0, free() as i64 - (9 << 20)).unwrap();
+    sys::fsync(&sys::open(&volume, libc::O_RDONLY, 0).unwrap()).unwrap();
+    let args = ["--min-free", "10M", "--evict", "lru", "--high-water", "100", "--low-water", "99"];
+    let builder = lab.mount(&[backing]).env("KVFS_TEST_WAITING", "8");
+    let mount = args.iter().fold(builder, |builder, arg| builder.arg(arg)).start();
+    let dirs: Vec<PathBuf> = (0..14).map(|n| mount.path(format!("d{n}"))).collect();
+    assert!(dirs.iter().all(|dir| sys::lstat(dir).is_ok()));
     let create =
         |path: &Path| -> R<()> { sys::open(path.join("x"), libc::O_CREAT | libc::O_WRONLY, 0o600).map(drop) };
-    std::thread::scope(|scope| {
+    // What would make room hangs.
+    let frozen = Frozen::new(&volume);
+    let results = std::thread::scope(|scope| {
         let (tell, told) = channel();
         for dir in &dirs[..12] {
             let tell = tell.clone();
@@ -154,19 +172,20 @@ fn nobody_takes_all_threads_that_wait_for_room() {
         // Those that may not wait hear at once what there is to hear.
         let at_once: Vec<R<()>> = told.iter().take(8).collect();
         assert_eq!(at_once, vec![Err(Errno::ENOSPC); 8]);
-        assert!(threads(&mount, "kvfs-room") <= 4, "threads that wait: {}", threads(&mount, "kvfs-room"));
+        assert_eq!(threads(&mount, "kvfs-room"), 4, "threads that wait");
         // Another user is served, and may wait too.
         assert_eq!(std::fs::read(mount.path("seen")).unwrap(), b"content");
         let other = tell.clone();
         let dir = &dirs[12];
         scope.spawn(move || other.send(create(dir)).unwrap());
+        let deadline = std::time::Instant::now() + ns::HANG;
         while threads(&mount, "kvfs-room") < 5 {
+            assert!(std::time::Instant::now() < deadline, "{}", mount.story());
             std::thread::yield_now();
         }
-        std::fs::remove_file(&filler).unwrap();
-        assert_eq!(told.iter().take(5).collect::<Vec<_>>(), [Ok(()); 5]);
+        drop(frozen);
+        told.iter().take(5).collect::<Vec<_>>()
     });
-    while threads(&mount, "kvfs-room") > 0 {
-        std::thread::yield_now();
-    }
+    assert!(results.iter().all(|r| matches!(r, Ok(()) | Err(Errno::ENOSPC))), "{results:?}");
+    until(&mount, "no threads that wait", |_| threads(&mount, "kvfs-room") == 0);
 }

@@ -98,7 +98,8 @@ fn swapped(mode: Passthrough, flags: &str) {
     let canary = Canary::new(lab.path("canary"), &NAMES);
     theirs(&backings, &canary.root);
     let specs: Vec<PathBuf> = backings.iter().map(|b| format!("{}{flags}", b.display()).into()).collect();
-    let mount: Mount = lab.mount(&specs).passthrough(mode).start();
+    // What the kernel keeps, the daemon isn't asked.
+    let mount: Mount = lab.mount(&specs).passthrough(mode).arg("--shared-ttl").arg("0").start();
     let (swaps, well, over) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
     let ops = mount.ops();
     std::thread::scope(|scope| {
