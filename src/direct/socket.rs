@@ -45,7 +45,7 @@ fn most_waiting() -> usize {
 /// How long one waits.
 const GOOD_FOR: Duration = Duration::from_secs(60);
 /// Connections at once, and how long one may say nothing.
-const CONNECTIONS: usize = 64;
+const CONNECTIONS: usize = 256;
 const SILENCE: Duration = Duration::from_secs(5);
 /// Descriptors of one message (include/net/scm.h).
 const SCM_MAX_FD: usize = 253;
@@ -225,6 +225,7 @@ fn listen(listener: &OwnedFd, owners: &Owners, sent: &Sent, device: (u32, u32)) 
     let mounts = std::fs::File::open("/proc/self/mountinfo")?;
     add(&mounts, MOUNTS, epoll::EventFlags::PRI | epoll::EventFlags::ERR)?;
     let mut connections: HashMap<u64, Connection> = HashMap::new();
+    let most = super::owner::share_of_descriptors(CONNECTIONS);
     let mut next = 0u64;
     let mut ready = Vec::with_capacity(16);
     while mountinfo::mounts()?.iter().any(|mount| mount.device == device) {
@@ -248,13 +249,11 @@ fn listen(listener: &OwnedFd, owners: &Owners, sent: &Sent, device: (u32, u32)) 
                     // Of a user with as many as are left, the one that has been silent for the longest makes room.
                     let uid = peer.uid();
                     let of_user = connections.iter().filter(|(_, other)| other.uid == uid);
-                    if of_user.clone().count() >= CONNECTIONS - connections.len() {
+                    if of_user.clone().count() >= most - connections.len() {
                         let silent = of_user.min_by_key(|(_, other)| other.until).map(|(key, _)| *key);
                         silent.and_then(|key| connections.remove(&key));
                     }
-                    if connections.len() < CONNECTIONS
-                        && add(&connection, next, epoll::EventFlags::IN).is_ok()
-                    {
+                    if connections.len() < most && add(&connection, next, epoll::EventFlags::IN).is_ok() {
                         let until = Instant::now() + SILENCE;
                         connections.insert(next, Connection { fd: connection, uid, until });
                         next += 1;
