@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::attr::{Attr, stat_at, stat_fd};
 use super::creds::{Acting, keeping_setgid};
 use super::{Caller, DirFd, Entry, Error, Fs, NodeId, Opened, Result, check_new_name, proc_path};
-use crate::index::{DirId, FileRef, Kind, Slot, SlotSet, What};
+use crate::index::{DirId, FileRef, Kind, MAX_DEPTH, Slot, SlotSet, What};
 use crate::placement::{Asker, Decision, Reason, Target, rendezvous};
 use crate::retention::CREATOR_XATTR;
 
@@ -259,7 +259,22 @@ impl Fs {
     }
 
     /// The directory on a backing, made there (with all above it) if the backing doesn't have it yet.
+    /// ENAMETOOLONG where it's so deep that the next mount wouldn't read what is made there.
     pub(super) fn ensure_dir(&self, slot: Slot, dir: DirId) -> Result<DirFd> {
+        if self.is_too_deep(dir) {
+            return Err(Errno::NAMETOOLONG.into());
+        }
+        self.ensure_dir_here(slot, dir)
+    }
+
+    fn is_too_deep(&self, dir: DirId) -> bool {
+        let index = self.index.read();
+        let mut above = std::iter::successors(Some(dir), |at| index.dir_place(*at).map(|(parent, _)| parent));
+        above.nth(MAX_DEPTH - 1).is_some()
+    }
+
+    /// It calls itself for the one above, as often as [`MAX_DEPTH`] lets it.
+    fn ensure_dir_here(&self, slot: Slot, dir: DirId) -> Result<DirFd> {
         loop {
             let (has, place) = {
                 let index = self.index.read();
@@ -276,7 +291,7 @@ impl Fs {
             }
             // What somebody else has removed or moved isn't to come back.
             self.still_there(dir)?;
-            let above = self.ensure_dir(slot, parent)?;
+            let above = self.ensure_dir_here(slot, parent)?;
             // A rename or removal of the directory takes this lock too.
             let _lock = self.locks.lock(parent, &name);
             if self.index.read().dir_place(dir) != Some((parent, &name)) {
@@ -301,7 +316,12 @@ impl Fs {
         drop(acting);
         match made {
             Ok(()) => {}
-            Err(Errno::EXIST) => return Ok(()),
+            // Somebody else has made it. Anything else of that name is nothing to make files in.
+            Err(Errno::EXIST) => {
+                return crate::backing::open_dir_below(above.as_fd(), name)
+                    .map(drop)
+                    .map_err(|_| on(Errno::STALE));
+            }
             Err(e) => return Err(on(e)),
         }
         let made = crate::backing::open_dir_below(above.as_fd(), name)?;

@@ -405,8 +405,8 @@ impl Fs {
             };
             match self.ensure_dir(Slot(target.slot), dir) {
                 Ok(_) => made += 1,
-                // Removed meanwhile.
-                Err(e) if e.errno() == Errno::NOENT => {}
+                // Removed meanwhile; or so deep that nothing is made there.
+                Err(e) if matches!(e.errno(), Errno::NOENT | Errno::NAMETOOLONG) => {}
                 Err(e) => return Err(e),
             }
         }

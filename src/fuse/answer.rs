@@ -31,9 +31,6 @@ pub(super) fn waiting() -> usize {
     1024
 }
 
-/// What such a thread needs; most of it is never touched.
-const STACK: usize = 512 << 10;
-
 /// Does something that may take long on a thread of its own. Where there can be none, what it was to answer is
 /// answered with EIO, as it's dropped.
 pub(super) fn later(name: &str, wait: Share, work: impl FnOnce() + Send + 'static) {
@@ -41,7 +38,7 @@ pub(super) fn later(name: &str, wait: Share, work: impl FnOnce() + Send + 'stati
         work();
         drop(wait);
     };
-    if let Err(e) = std::thread::Builder::new().name(name.into()).stack_size(STACK).spawn(work) {
+    if let Err(e) = std::thread::Builder::new().name(name.into()).spawn(work) {
         tracing::warn!("a request can't wait for its turn: {e}");
     }
 }

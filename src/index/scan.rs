@@ -19,7 +19,7 @@ use super::load::{Loader, Taken};
 use super::{AddError, DirId, EntryId, FileRef, Index, Kind, Slot, SlotSet, What};
 
 /// Nested deeper than this is reported and skipped: each level costs an open directory while it's read.
-const MAX_DEPTH: usize = 1000;
+pub const MAX_DEPTH: usize = 1000;
 /// Room for about 1600 names of 75 bytes in one getdents64 call.
 const DENTS_BUFFER: usize = 256 << 10;
 /// How paths are walked.

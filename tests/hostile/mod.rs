@@ -3,6 +3,7 @@
 mod canary;
 mod connections;
 mod control;
+mod deep;
 mod ioctls;
 mod limits;
 mod names;

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use super::canary::{Canary, INSIDE, OUTSIDE};
 use crate::common::user::{NOBODY, as_user};
-use crate::common::{Lab, Mount, Passthrough, R, sys};
+use crate::common::{Lab, Mount, Passthrough, R, ns, sys};
 
 const NAMES: [&str; 6] = ["f0", "f1", "f2", "f3", "f4", "f5"];
 const SWAPS: usize = 1500;
+const ENOUGH: usize = 300;
 
 /// A user's directory `u` on all backings; in it `d`, with files; beside it `u/link`, which leads outside.
 fn theirs(backings: &[PathBuf], canary: &Path) {
@@ -31,10 +32,15 @@ fn theirs(backings: &[PathBuf], canary: &Path) {
     }
 }
 
-/// Swaps the directory with the link, and files with links, back and forth, on one backing.
-fn swap(user: &Path, done: &AtomicUsize) {
+/// Swaps the directory with the link, and files with links, back and forth, on one backing: often, and until
+/// others have done enough meanwhile.
+fn swap(user: &Path, done: &AtomicUsize, well: &AtomicUsize) {
     let exchange = |a: &Path, b: &Path| sys::renameat2(a, b, libc::RENAME_EXCHANGE);
-    for n in 0..SWAPS {
+    let deadline = std::time::Instant::now() + ns::HANG;
+    for n in 0.. {
+        if n >= SWAPS && (well.load(Relaxed) >= ENOUGH || std::time::Instant::now() > deadline) {
+            return;
+        }
         let name = NAMES[n % NAMES.len()];
         let (file, link) = (user.join("d").join(name), user.join(format!("d/to-{name}")));
         let _ = exchange(&file, &link);
@@ -106,8 +112,8 @@ fn swapped(mode: Passthrough, flags: &str) {
         let swappers: Vec<_> = backings
             .iter()
             .map(|backing| {
-                let (user, swaps) = (backing.join("u"), &swaps);
-                scope.spawn(move || as_user(NOBODY, NOBODY, || swap(&user, swaps)))
+                let (user, swaps, well) = (backing.join("u"), &swaps, &well);
+                scope.spawn(move || as_user(NOBODY, NOBODY, || swap(&user, swaps, well)))
             })
             .collect();
         for worker in 0..3 {
@@ -129,9 +135,9 @@ fn swapped(mode: Passthrough, flags: &str) {
         assert!(ended.iter().all(Result::is_ok));
     });
     canary.is_untouched();
-    assert_eq!(swaps.load(Relaxed), 2 * SWAPS);
-    assert!(well.load(Relaxed) > 100, "next to nothing was done: {}", well.load(Relaxed));
-    assert!(mount.ops() > ops + 1000, "the daemon was hardly asked");
+    assert!(swaps.load(Relaxed) >= 2 * SWAPS);
+    assert!(well.load(Relaxed) >= ENOUGH, "next to nothing was done: {}", well.load(Relaxed));
+    assert!(mount.ops() > ops + ENOUGH as u64, "the daemon was hardly asked");
     // And it still serves.
     std::fs::write(mount.path("after"), INSIDE).unwrap();
     assert_eq!(std::fs::read(mount.path("after")).unwrap(), INSIDE);
