@@ -257,14 +257,15 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
             backing.path.display()
         );
     }
+    let (open_dirs, idle_files) = (share_of(limit, 8, 16384), share_of(limit, 32, 4096));
     let options = Options {
         exclusive: config.exclusive,
         policies: Policies::new(&config.placement, evidence)?,
         retention: config.retention,
         shared_ttl: config.shared_ttl,
-        open_dirs: share_of(limit, 8, 16384),
-        idle_files: share_of(limit, 32, 4096),
-        open_files: open_files(limit),
+        open_dirs,
+        idle_files,
+        open_files: open_files(limit, open_dirs, idle_files),
     };
     let fs = Arc::new(Fs::new(backings, options, engine, show_progress()).map_err(Failure::other)?);
     let direct = Direct::new(fs.clone(), config.direct.clone()).map_err(Failure::other)?;
@@ -397,11 +398,11 @@ fn share_of(limit: u64, part: u64, most: u64) -> NonZeroUsize {
     NonZeroUsize::new((limit / part).clamp(16, most) as usize).unwrap_or(NonZeroUsize::MIN)
 }
 
-/// Handles that clients may have open, so that directories and what else is kept open find room too: a file that's
-/// in use costs three descriptors at most, one more for each handle that the kernel doesn't pass through, and
-/// idle, removed, moved and evicted ones are kept in five times `idle_files`.
-fn open_files(limit: u64) -> NonZeroUsize {
-    share_of(limit / 2, 4, u64::MAX)
+/// Descriptors for clients' open files: what is left by directories, by files that are idle, removed, moved and
+/// evicted (five times `idle`), and by a quarter for everything else.
+fn open_files(limit: u64, dirs: NonZeroUsize, idle: NonZeroUsize) -> NonZeroUsize {
+    let kept = dirs.get() as u64 + 5 * idle.get() as u64;
+    share_of((limit - limit / 4).saturating_sub(kept), 1, u64::MAX)
 }
 
 /// Progress of the scan, on a terminal.

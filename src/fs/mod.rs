@@ -95,7 +95,7 @@ pub struct Options {
     pub open_dirs: NonZeroUsize,
     /// How many files may be kept ready for their next open.
     pub idle_files: NonZeroUsize,
-    /// How many handles there may be.
+    /// How many descriptors there may be for handles.
     pub open_files: NonZeroUsize,
 }
 

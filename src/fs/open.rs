@@ -118,7 +118,8 @@ impl OpenTable {
             evicted: super::evict::Held::new(idle),
             moved: Mutex::new(LruCache::new(idle)),
             handles: RwLock::new(Slab::new()),
-            shares: Shares::new("open files", handles.get()),
+            // With its descriptors for writing and for direct I/O.
+            shares: Shares::weighed("open files", handles.get(), 3),
         }
     }
 

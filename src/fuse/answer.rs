@@ -28,7 +28,7 @@ pub(super) fn waiting() -> usize {
     if let Some(number) = std::env::var("KVFS_TEST_WAITING").ok().and_then(|n| n.parse().ok()) {
         return number;
     }
-    1024
+    512
 }
 
 /// Does something that may take long on a thread of its own. Where there can be none, what it was to answer is

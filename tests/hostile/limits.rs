@@ -90,11 +90,11 @@ fn open_files(mode: Passthrough) {
     };
     until(&mount, "nothing open", |s| s["open_files"] == 0);
     let enfile = "ENFILE".to_owned();
-    // 128 in all. Whoever comes gets half of what is left, however many processes ask for it.
+    // 480 descriptors, three for each. Whoever comes gets half of what is left, however many processes ask for it.
     let mut first: Vec<Process> = (0..4).map(|_| opener(1001, files.clone())).collect();
     let got: Vec<_> = first.iter_mut().map(heard).collect();
     assert!(got.iter().all(|(_, errno)| *errno == enfile), "{got:?}");
-    assert_eq!(got.iter().map(|(n, _)| n).sum::<usize>(), 64, "{got:?}");
+    assert_eq!(got.iter().map(|(n, _)| n).sum::<usize>(), 80, "{got:?}");
     works("root beside the first");
     let mut others: Vec<Process> = (1002..=1004).map(|uid| opener(uid, files.clone())).collect();
     let more: Vec<_> = others.iter_mut().map(heard).collect();
@@ -119,8 +119,8 @@ fn open_files(mode: Passthrough) {
     first.into_iter().chain(others).for_each(Process::kill);
     until(&mount, "all closed", |s| s["open_files"] == 0);
     let mut again = opener(1001, files.clone());
-    assert_eq!(heard(&mut again), (64, enfile));
-    assert_eq!(mount.status()["open_files"], 64);
+    assert_eq!(heard(&mut again), (80, enfile));
+    assert_eq!(mount.status()["open_files"], 80);
 }
 
 #[test]

@@ -113,11 +113,13 @@ impl Call {
     fn stays(&self) -> bool {
         let is_name = |name: &[u8]| !name.contains(&b'/') && name != b"..";
         match self {
-            Call::Stat(_) | Call::GetXattr(..) => true,
-            Call::Symlink(name, _) => is_name(name),
+            Call::Symlink(name, to) => is_name(name) && is_name(to),
             Call::Link(a, b) | Call::Rename(a, b, _) => is_name(a) && is_name(b),
             Call::Create(n, _) | Call::Mkdir(n) | Call::Mknod(n, _) | Call::Unlink(n) | Call::Rmdir(n) => {
                 is_name(n)
+            }
+            Call::Stat(n) | Call::GetXattr(n, ..) => {
+                !n.windows(2).any(|two| two == b"..") && !n.starts_with(b"/")
             }
             Call::Truncate(n, _) | Call::SetXattr(n, ..) | Call::RemoveXattr(n, _) => is_name(n),
         }
