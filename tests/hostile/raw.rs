@@ -100,8 +100,12 @@ fn call() -> impl Strategy<Value = Call> {
 /// The numbers that a call gives; none of them depends on the directory.
 type Said = R<Vec<i64>>;
 
-fn number(result: i64) -> Said {
-    Errno::result(result).map(|n| vec![n])
+/// A call of the C library's.
+macro_rules! call {
+    ($call:expr) => {{
+        // SAFETY: strings that end with a zero, and buffers with their lengths, all of which outlive the call.
+        Errno::result(unsafe { $call } as i64).map(|n| vec![n])
+    }};
 }
 
 fn c(bytes: &[u8]) -> CString {
@@ -129,88 +133,43 @@ impl Call {
         let at = dir.as_raw_fd();
         // Attributes have no call relative to a directory.
         let path = |name: &[u8]| c(&[format!("/proc/self/fd/{at}/").as_bytes(), name].concat());
-        // SAFETY, for all of them: strings that end with a zero and buffers with their lengths, which outlive
-        // the call.
         match self {
             Call::Create(name, flags) => {
                 let flags = flags | libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-                // SAFETY: as above.
-                let fd = unsafe { libc::openat(at, c(name).as_ptr(), flags, 0o640) };
-                let fd = Errno::result(fd)?;
-                // SAFETY: just opened.
-                number(unsafe { libc::close(fd) }.into())
+                let fd = call!(libc::openat(at, c(name).as_ptr(), flags, 0o640))?[0];
+                call!(libc::close(fd as i32))
             }
-            // SAFETY: as above.
-            Call::Mkdir(name) => number(unsafe { libc::mkdirat(at, c(name).as_ptr(), 0o750) }.into()),
-            // SAFETY: as above.
-            Call::Mknod(name, kind) => {
-                number(unsafe { libc::mknodat(at, c(name).as_ptr(), kind | 0o640, 0) }.into())
-            }
-            Call::Symlink(name, to) => {
-                // SAFETY: as above.
-                number(unsafe { libc::symlinkat(c(to).as_ptr(), at, c(name).as_ptr()) }.into())
-            }
-            Call::Link(from, to) => {
-                // SAFETY: as above.
-                number(unsafe { libc::linkat(at, c(from).as_ptr(), at, c(to).as_ptr(), 0) }.into())
-            }
+            Call::Mkdir(name) => call!(libc::mkdirat(at, c(name).as_ptr(), 0o750)),
+            Call::Mknod(name, kind) => call!(libc::mknodat(at, c(name).as_ptr(), kind | 0o640, 0)),
+            Call::Symlink(name, to) => call!(libc::symlinkat(c(to).as_ptr(), at, c(name).as_ptr())),
+            Call::Link(from, to) => call!(libc::linkat(at, c(from).as_ptr(), at, c(to).as_ptr(), 0)),
             Call::Rename(from, to, flags) => {
-                // SAFETY: as above.
-                number(unsafe { libc::renameat2(at, c(from).as_ptr(), at, c(to).as_ptr(), *flags) }.into())
+                call!(libc::renameat2(at, c(from).as_ptr(), at, c(to).as_ptr(), *flags))
             }
-            // SAFETY: as above.
-            Call::Unlink(name) => number(unsafe { libc::unlinkat(at, c(name).as_ptr(), 0) }.into()),
-            Call::Rmdir(name) => {
-                // SAFETY: as above.
-                number(unsafe { libc::unlinkat(at, c(name).as_ptr(), libc::AT_REMOVEDIR) }.into())
-            }
+            Call::Unlink(name) => call!(libc::unlinkat(at, c(name).as_ptr(), 0)),
+            Call::Rmdir(name) => call!(libc::unlinkat(at, c(name).as_ptr(), libc::AT_REMOVEDIR)),
             Call::Stat(name) => {
                 let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
-                // SAFETY: as above.
-                number(
-                    unsafe {
-                        libc::fstatat(at, c(name).as_ptr(), stat.as_mut_ptr(), libc::AT_SYMLINK_NOFOLLOW)
-                    }
-                    .into(),
-                )?;
+                let flags = libc::AT_SYMLINK_NOFOLLOW;
+                call!(libc::fstatat(at, c(name).as_ptr(), stat.as_mut_ptr(), flags))?;
                 // SAFETY: the call has filled it.
                 let stat = unsafe { stat.assume_init() };
                 let size = if stat.st_mode & libc::S_IFMT == libc::S_IFDIR { 0 } else { stat.st_size };
                 Ok(vec![stat.st_mode.into(), size, stat.st_nlink as i64])
             }
-            // SAFETY: as above.
-            Call::Truncate(name, size) => {
-                number(unsafe { libc::truncate(path(name).as_ptr(), *size) }.into())
-            }
+            Call::Truncate(name, size) => call!(libc::truncate(path(name).as_ptr(), *size)),
             Call::SetXattr(name, attribute, size, flags) => {
-                let (attribute, value) = (c(attribute), vec![7u8; *size]);
-                // SAFETY: as above.
-                number(
-                    unsafe {
-                        libc::lsetxattr(
-                            path(name).as_ptr(),
-                            attribute.as_ptr(),
-                            value.as_ptr().cast(),
-                            *size,
-                            *flags,
-                        )
-                    }
-                    .into(),
-                )
+                let (path, attribute, value) = (path(name), c(attribute), vec![7u8; *size]);
+                let value = value.as_ptr().cast();
+                call!(libc::lsetxattr(path.as_ptr(), attribute.as_ptr(), value, *size, *flags))
             }
             Call::GetXattr(name, attribute, room) => {
-                let (attribute, mut value) = (c(attribute), vec![0u8; *room]);
-                // SAFETY: as above.
-                let len = unsafe {
-                    libc::lgetxattr(path(name).as_ptr(), attribute.as_ptr(), value.as_mut_ptr().cast(), *room)
-                };
-                number(len as i64)
+                let (path, attribute, mut value) = (path(name), c(attribute), vec![0u8; *room]);
+                let value = value.as_mut_ptr().cast();
+                call!(libc::lgetxattr(path.as_ptr(), attribute.as_ptr(), value, *room))
             }
-            // SAFETY: as above.
             Call::RemoveXattr(name, attribute) => {
-                let attribute = c(attribute);
-                // SAFETY: as above.
-                number(unsafe { libc::lremovexattr(path(name).as_ptr(), attribute.as_ptr()) }.into())
+                call!(libc::lremovexattr(path(name).as_ptr(), c(attribute).as_ptr()))
             }
         }
     }
