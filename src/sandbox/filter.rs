@@ -144,7 +144,7 @@ fn program(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32) -> Result<BpfProg
 /// Those of the forbidden calls that this thread could make all the same. Their arguments are such that none does
 /// anything.
 #[cfg(any(test, feature = "fault-points"))]
-pub fn not_refused() -> Vec<i64> {
+pub(crate) fn not_refused() -> Vec<i64> {
     let refused = |number: i64, errno: i32, first: i64| {
         // SAFETY: no address and no descriptor is -1, and no call among these accepts it for all its arguments.
         let result = unsafe { libc::syscall(number, first, -1i64, -1i64, -1i64, -1i64, -1i64) };

@@ -10,7 +10,7 @@ mod filter;
 
 pub use capabilities::drop_capabilities;
 #[cfg(feature = "fault-points")]
-pub use filter::not_refused;
+pub(crate) use filter::not_refused;
 
 /// Whether the daemon gives up what it doesn't need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]

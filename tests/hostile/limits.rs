@@ -124,16 +124,19 @@ fn open_files(mode: Passthrough) {
 }
 
 #[test]
+#[cfg_attr(not(feature = "fault-points"), ignore = "its limits are set by fault points")]
 fn nobody_takes_all_open_files() {
     open_files(Passthrough::Auto);
 }
 
 #[test]
+#[cfg_attr(not(feature = "fault-points"), ignore = "its limits are set by fault points")]
 fn nobody_takes_all_open_files_without_passthrough() {
     open_files(Passthrough::Off);
 }
 
 #[test]
+#[cfg_attr(not(feature = "fault-points"), ignore = "its limits are set by fault points")]
 fn nobody_takes_all_threads_that_wait_for_room() {
     const MIB: usize = 1 << 20;
     let lab = Lab::new();

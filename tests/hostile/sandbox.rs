@@ -1,7 +1,9 @@
 //! What the daemon can still do.
 
+#[cfg(feature = "fault-points")]
+use crate::common::Errno;
 use crate::common::user::NOBODY;
-use crate::common::{Errno, Lab, Mount, sys};
+use crate::common::{Lab, Mount, sys};
 
 /// Lines of the status of each of the daemon's threads.
 fn of_threads(mount: &Mount, line: &str) -> Vec<String> {
