@@ -14,5 +14,8 @@ pub mod fuse;
 pub mod index;
 pub mod io;
 pub mod placement;
+mod printable;
 pub mod retention;
+pub mod sandbox;
+pub mod shares;
 pub mod supervise;

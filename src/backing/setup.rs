@@ -59,6 +59,11 @@ pub enum SetupError {
     /// Another daemon has it.
     #[error("backing {0}: {1}")]
     InUse(PathBuf, MarkerError),
+    /// Two names of a client's may be one there, or one of ours.
+    #[error(
+        "backing {0} takes upper and lower case for the same, so names that differ to clients would be one file; use a directory that doesn't (ext4: without the casefold attribute)"
+    )]
+    FoldsCase(PathBuf),
     /// Its identity can't be told.
     #[error("backing {0}: {1}")]
     BadMarker(PathBuf, MarkerError),
@@ -322,6 +327,9 @@ fn open_backing(
     if marker.created {
         made.markers.push(path.join(super::MARKER));
     }
+    if folds_case(&root) {
+        return Err(SetupError::FoldsCase(path.to_owned()));
+    }
     let fs_type = match mountinfo::inside(path) {
         Ok(Some((mount, _))) => mount.fs_type,
         _ => "unknown".into(),
@@ -343,6 +351,15 @@ fn open_backing(
         marker,
         root,
         passthrough: Default::default(),
+    })
+}
+
+/// Whether the marker answers to another name: so could whatever is to be hidden.
+fn folds_case(root: &rustix::fd::OwnedFd) -> bool {
+    let other = super::MARKER.to_ascii_uppercase();
+    rustix::fs::statat(root, other, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|there| {
+        let marker = rustix::fs::statat(root, super::MARKER, AtFlags::SYMLINK_NOFOLLOW);
+        marker.is_ok_and(|marker| marker.st_ino == there.st_ino)
     })
 }
 

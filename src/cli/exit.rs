@@ -97,7 +97,7 @@ impl ExitStatus for SetupError {
             SetupError::None => 10,
             SetupError::Duplicate(..) => 11,
             SetupError::Nested(..) => 12,
-            SetupError::NotADirectory(_) => 13,
+            SetupError::NotADirectory(_) | SetupError::FoldsCase(_) => 13,
             SetupError::NotWritable(..) => 14,
             SetupError::ReadOnly(_) => 15,
             SetupError::MountPoint { .. } => 16,

@@ -18,6 +18,7 @@ mod rebalance;
 mod status;
 mod supervised;
 mod umount;
+mod unmount_helper;
 pub(crate) mod worker;
 
 use std::process::ExitCode;
@@ -56,6 +57,9 @@ enum Command {
     /// Bind the daemon's socket in a mount
     #[command(hide = true)]
     BindSocket(bind_socket::BindSocketArgs),
+    /// Unmount for the daemon
+    #[command(hide = true)]
+    UnmountHelper(unmount_helper::UnmountHelperArgs),
     /// Tell what is usable on this machine, what is missing and how to get it
     Doctor(doctor::DoctorArgs),
     #[command(hide = true)]
@@ -86,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Locate(args) => locate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::BindSocket(args) => bind_socket::run(&args),
+        Command::UnmountHelper(args) => unmount_helper::run(&args),
         Command::Worker(args) => worker::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
     };

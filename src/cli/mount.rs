@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -19,11 +19,12 @@ use crate::config::{
 use crate::control::{About, Context, Daemon, Jobs, Server};
 use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
-use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount, where_mounted};
+use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, where_mounted};
 use crate::index::Progress;
 use crate::io;
 use crate::placement::{self, Evidence, EvidenceConfig, GpuMap, Policies};
 use crate::retention::{self, Evict, Marks, RetentionOptions};
+use crate::sandbox::{self, SandboxMode};
 
 /// Mount backing directories as one
 #[derive(Debug, clap::Args)]
@@ -138,6 +139,11 @@ pub(super) struct MountArgs {
     /// mounts always do
     #[arg(long)]
     allow_other: bool,
+
+    /// Whether the daemon gives up capabilities and system calls that it doesn't need. auto: as far as the system
+    /// lets it. off: it keeps them
+    #[arg(long, default_value = "auto", value_name = "MODE")]
+    sandbox: SandboxMode,
 }
 
 impl MountArgs {
@@ -209,6 +215,7 @@ impl MountArgs {
             threads: self.threads.unwrap_or_else(default_threads),
             allow_other: self.allow_other,
             direct: self.direct_options()?,
+            sandbox: self.sandbox,
         })
     }
 }
@@ -302,6 +309,9 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     }
     // Before any thread, and after what is the operator's own: backings and log have the operator's umask.
     crate::fs::prepare_process();
+    if config.sandbox == SandboxMode::Auto {
+        sandbox::drop_capabilities();
+    }
     let (engine, io_engine_why) = io::engine(config.threads.get().min(4)).map_err(Failure::other)?;
     for backing in backings.iter().filter(|b| !b.is_locked()) {
         tracing::warn!(
@@ -309,13 +319,15 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
             backing.path.display()
         );
     }
+    let (open_dirs, idle_files) = (share_of(limit, 8, 16384), share_of(limit, 32, 4096));
     let options = Options {
         exclusive: config.exclusive,
         policies: Policies::new(&config.placement, evidence)?,
         retention: config.retention,
         shared_ttl: config.shared_ttl,
-        open_dirs: share_of(limit, 4, 16384),
-        idle_files: share_of(limit, 8, 4096),
+        open_dirs,
+        idle_files,
+        open_files: open_files(limit, open_dirs, idle_files),
         survival: beginning.survival.clone(),
     };
     let fs = Arc::new(Fs::new(backings, options, engine, show_progress()).map_err(Failure::other)?);
@@ -338,10 +350,12 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         decide: Box::new(session.decider(config.passthrough)),
     });
     let mounted = session.mounted();
+    let sandboxed = Arc::new(OnceLock::new());
     let about = About {
         mountpoint: config.mount_point.clone(),
         since: Instant::now(),
         log: logging::describe(log),
+        sandbox: sandboxed.clone(),
         io_engine_why,
         supervised: beginning.status(recovered),
     };
@@ -359,6 +373,8 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
         tracing::warn!("no socket for descriptors in the mount: {e}");
     }
+    // Whatever needs more than the daemon has from here on has been started.
+    let _ = sandboxed.set(enter_sandbox(config.sandbox, &mounted));
     match &survival.state {
         Some(state) if state.is_recovered() => tracing::warn!(
             "daemon {} of {}: took over from one that {}; {} open files go on, {} could not be found again",
@@ -385,6 +401,16 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     ended.map_err(|e| Failure::other(format!("the session ended with an error: {e}")))
 }
 
+fn enter_sandbox(mode: SandboxMode, mounted: &Mounted) -> String {
+    match if mode == SandboxMode::Off { Ok(()) } else { mounted.before_sandbox() } {
+        Ok(()) => sandbox::enter(mode),
+        Err(e) => {
+            tracing::warn!("going on without a sandbox, in which nothing could unmount: {e}");
+            format!("off (nothing could unmount in it: {e})")
+        }
+    }
+}
+
 fn evidence_config(config: &MountConfig) -> EvidenceConfig {
     let evidence = EvidenceConfig { gpu_map: config.gpu_map.clone(), ..EvidenceConfig::default() };
     // A driver for the tests: its files, and its library if it has one.
@@ -401,7 +427,7 @@ fn unmount_on_signal(signals: SigSet, mounted: Arc<Mounted>) {
     std::thread::spawn(move || {
         loop {
             match signals.wait() {
-                Ok(Signal::SIGTERM | Signal::SIGINT) => match unmount(&mounted.point, false) {
+                Ok(Signal::SIGTERM | Signal::SIGINT) => match mounted.unmount(false) {
                     Ok(()) | Err(UnmountError::NotMounted(_)) => {}
                     Err(e) => tracing::warn!("not unmounted on this signal: {e}"),
                 },
@@ -416,6 +442,11 @@ fn unmount_on_signal(signals: SigSet, mounted: Arc<Mounted>) {
 /// As many open files as the system allows: directories and files are kept open.
 fn raise_file_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    #[cfg(feature = "fault-points")]
+    if let Some(limit) = std::env::var("KVFS_TEST_FILE_LIMIT").ok().and_then(|n| n.parse().ok()) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, limit, limit);
+        return limit;
+    }
     // Root may go beyond the hard limit, up to the kernel's own.
     let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|n| n.trim().parse().ok());
     [most.unwrap_or(hard), hard]
@@ -447,6 +478,13 @@ fn shared_ttl(text: &str) -> Result<Duration, String> {
 
 fn share_of(limit: u64, part: u64, most: u64) -> NonZeroUsize {
     NonZeroUsize::new((limit / part).clamp(16, most) as usize).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Descriptors for clients' open files: what is left by directories, by files that are idle, removed, moved and
+/// evicted (five times `idle`), and by a quarter for everything else.
+fn open_files(limit: u64, dirs: NonZeroUsize, idle: NonZeroUsize) -> NonZeroUsize {
+    let kept = dirs.get() as u64 + 5 * idle.get() as u64;
+    share_of((limit - limit / 4).saturating_sub(kept), 1, u64::MAX)
 }
 
 /// Progress of the scan, on a terminal.

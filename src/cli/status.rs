@@ -192,6 +192,7 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     writeln!(out, "  open files   {}", s.open_files)?;
     retention(out, &s.retention)?;
     direct(out, &s.direct)?;
+    writeln!(out, "  sandbox      {}", s.sandbox)?;
     writeln!(out, "  log          {}", s.log)?;
     if let Some(job) = &s.job {
         writeln!(out, "  job          {}", super::job::line(job))?;

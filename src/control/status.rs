@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use super::JobStatus;
 use crate::backing::{Backing, Passthrough, State};
 use crate::direct::{Direct, DirectStatus};
 use crate::fs::Fs;
+use crate::printable::printable;
 use crate::retention::RetentionStatus;
 
 /// A mount, as `kvfs status` shows it.
@@ -25,6 +27,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// Where the daemon's log goes.
     pub log: String,
+    /// Whether the daemon has given up what it doesn't need: `on`, or `off` and why.
+    #[serde(default)]
+    pub sandbox: String,
     /// Whether the kernel moves the data by itself.
     pub passthrough: PassthroughStatus,
     /// What moves data that the kernel doesn't: `io_uring`, or `psync`.
@@ -163,6 +168,8 @@ pub struct About {
     pub since: Instant,
     /// Where the log goes.
     pub log: String,
+    /// What has come of the sandbox, as soon as that's known.
+    pub sandbox: Arc<OnceLock<String>>,
     /// Why the engine isn't io_uring.
     pub io_engine_why: Option<String>,
     /// Who starts it again.
@@ -179,7 +186,7 @@ impl Status {
             list.iter().map(|b| backing(b, counts.per_backing[b.slot.index()])).collect();
         let problem = |p: &crate::index::Problem| {
             let path = list.get(p.slot).map_or_else(PathBuf::new, |b| b.path.join(path_of(&p.path)));
-            format!("{}: {}", path.display(), p.what)
+            format!("{}: {}", printable(path.as_os_str().as_encoded_bytes()), p.what)
         };
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -187,6 +194,7 @@ impl Status {
             mountpoint: about.mountpoint.clone(),
             uptime_s: about.since.elapsed().as_secs(),
             log: about.log.clone(),
+            sandbox: about.sandbox.get().cloned().unwrap_or_default(),
             passthrough: overall(&backings),
             io_engine: fs.engine().name().into(),
             io_engine_why: about.io_engine_why.clone(),

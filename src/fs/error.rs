@@ -54,7 +54,6 @@ impl Error {
             | Errno::UCLEAN
             | Errno::SHUTDOWN
             | Errno::MFILE
-            | Errno::NFILE
             | Errno::NOMEM => Level::WARN,
             Errno::NOSPC | Errno::DQUOT => Level::INFO,
             _ => Level::DEBUG,

@@ -52,6 +52,12 @@ impl Fs {
         if is_reserved(name) {
             #[cfg(feature = "fault-points")]
             assert!(name != b".kvfs-fault-panic", "the fault point was looked up");
+            #[cfg(feature = "fault-points")]
+            if name == b".kvfs-fault-sandbox" {
+                let open = crate::sandbox::not_refused();
+                tracing::info!("system calls that aren't refused: {open:?}");
+                return Err(if open.is_empty() { Errno::PERM } else { Errno::NOTCONN }.into());
+            }
             return self.find_socket(parent, name).ok_or_else(|| Errno::NOENT.into());
         }
         for _ in 0..TRIES {

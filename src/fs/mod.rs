@@ -100,6 +100,8 @@ pub struct Options {
     pub open_dirs: NonZeroUsize,
     /// How many files may be kept ready for their next open.
     pub idle_files: NonZeroUsize,
+    /// How many descriptors there may be for handles.
+    pub open_files: NonZeroUsize,
     /// What a daemon after this one will need.
     pub survival: Survival,
 }
@@ -187,7 +189,7 @@ impl Fs {
             index: RwLock::new(index),
             locks: NameLocks::new(),
             still: Stillness::new(),
-            open: OpenTable::new(options.idle_files, state.clone()),
+            open: OpenTable::new(options.idle_files, options.open_files, state.clone()),
             retention: Retention::new(options.retention, options.policies.processes().clone()),
             policies: options.policies,
             told: identity::Told::default(),

@@ -2,7 +2,8 @@
 //!
 //! What always holds: no number of a handle is given twice in a mount's life, over crashes too; what a daemon after
 //! this one has to know of a handle is written down before anyone hears of the handle, and crossed out while its
-//! place is still its own. Nothing is closed under a lock of these tables.
+//! place is still its own. There are never more handles than the process may have descriptors for, and no user has so
+//! many that others get none. Nothing is closed under a lock of these tables.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -16,8 +17,9 @@ use rustix::io::Errno;
 use slab::Slab;
 
 use super::open::{Handle, OpenNode};
-use super::{NodeId, Result};
+use super::{Caller, NodeId, Result};
 use crate::index::{Node, Slot};
+use crate::shares::{Share, Shares};
 use crate::supervise::{self, HandleRecord, State};
 
 /// Tables of open inodes, so that opens of different files don't wait for each other.
@@ -38,6 +40,8 @@ pub(super) struct OpenTable {
     /// more, and their numbers can't become other files'.
     moved: Mutex<LruCache<NodeId, OwnedFd>>,
     handles: RwLock<Slab<Arc<Handle>>>,
+    /// How many handles there may be, of which each costs a few descriptors.
+    shares: Arc<Shares>,
     serial: AtomicU64,
     state: Option<Arc<State>>,
     /// What a daemon before this one has left, if there was one.
@@ -49,7 +53,7 @@ pub(super) struct OpenTable {
 const PLACE: u32 = 24;
 
 impl OpenTable {
-    pub(super) fn new(idle: NonZeroUsize, state: Option<Arc<State>>) -> OpenTable {
+    pub(super) fn new(idle: NonZeroUsize, handles: NonZeroUsize, state: Option<Arc<State>>) -> OpenTable {
         OpenTable {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             idle: Mutex::new(LruCache::new(idle)),
@@ -57,10 +61,22 @@ impl OpenTable {
             evicted: super::evict::Held::new(idle),
             moved: Mutex::new(LruCache::new(idle)),
             handles: RwLock::new(Slab::new()),
+            // With its descriptors for writing and for direct I/O.
+            shares: Shares::weighed("open files", handles.get(), 3),
             serial: AtomicU64::new(1),
             state,
             left: super::recover::Left::default(),
         }
+    }
+
+    /// Room for one more handle. ENFILE where its user has as many as are left.
+    pub(super) fn room(&self, caller: &Caller) -> Result<Share> {
+        self.shares.take(caller.uid).ok_or_else(|| Errno::NFILE.into())
+    }
+
+    /// Of a handle that is there already.
+    pub(super) fn taken(&self, user: u32) -> Share {
+        self.shares.taken(user)
     }
 
     fn shard(&self, node: NodeId) -> &Mutex<Shard> {
@@ -220,11 +236,11 @@ impl OpenTable {
             return Err(Errno::NFILE.into());
         }
         handle.fh = serial << PLACE | at as u64;
-        let fh = handle.fh;
+        let (fh, user) = (handle.fh, handle.share.user());
         handles.insert(Arc::new(handle));
         if let Some(state) = &self.state {
             let (node, unique) = (node.0, supervise::unique());
-            state.keep_handle(at, HandleRecord { fh, node, birth, unique, flags: flags as u32 });
+            state.keep_handle(at, HandleRecord { fh, node, birth, unique, flags: flags as u32, user });
         }
         Ok(fh)
     }

@@ -7,11 +7,13 @@ mod adapter;
 mod answer;
 mod convert;
 mod handshake;
+mod helper;
 mod mount;
 mod prune;
 mod reply;
 mod session;
 mod start;
 
+pub(crate) use helper::serve as unmount_helper;
 pub use mount::{FS_TYPE, MountError, Mounted, UnmountError, check_mount_point, unmount, where_mounted};
 pub use session::{Running, Session, SessionError};

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use fuser::{Config, SessionACL};
 
 use super::adapter::{Adapter, Wanted};
+use super::answer::waiting;
 use super::handshake::{resend, shake_hands};
 use super::mount::{MountError, Mounted, mount};
 use super::prune::Pruner;
@@ -23,6 +24,7 @@ use crate::direct::Direct;
 use crate::fs::{Changed, Fs};
 use crate::index::NodeId;
 use crate::io::BackingRegistry;
+use crate::shares::Shares;
 use crate::supervise::{Survival, Tag};
 
 /// Why a session can't start.
@@ -105,7 +107,7 @@ impl Session {
         device: OwnedFd,
     ) -> Result<Session, SessionError> {
         let number = survival.state.as_ref().map(|state| state.device()).unwrap_or_default();
-        let mounted = Arc::new(Mounted { point: config.mount_point.clone(), device: number });
+        let mounted = Arc::new(Mounted::at(&config.mount_point, number));
         Session::on(fs, direct, config, device, mounted, survival)
     }
 
@@ -130,7 +132,13 @@ impl Session {
         options.n_threads = Some(config.threads.get());
         let threads = config.threads.get();
         let start = Arc::new(Start::new(threads));
-        let adapter = Adapter { fs: fs.clone(), direct: direct.clone(), wanted, start: start.clone() };
+        let adapter = Adapter {
+            fs: fs.clone(),
+            direct: direct.clone(),
+            wanted,
+            start: start.clone(),
+            waiting: Shares::new("requests that wait", waiting()),
+        };
         let state = survival.state.as_deref();
         let resends = state.is_some_and(|state| state.is_recovered());
         let (session, mut threshold) =

@@ -33,7 +33,7 @@ pub use members::DirName;
 use names::Names;
 pub use node::{DirId, Kind, MAX_BACKINGS, Node, NodeId, PackedIno, Slot, SlotSet};
 pub(crate) use scan::identify;
-pub use scan::{Problem, Progress, Report, Source, scan};
+pub use scan::{MAX_DEPTH, Problem, Progress, Report, Source, scan};
 pub use usage::{CreatorCode, Moment};
 
 /// Tables of names. Several, so that one that grows moves a small part of all names at a time.

@@ -334,7 +334,7 @@ impl Evicting {
                 let path = self.store.index().read().path(dir);
                 tracing::info!(
                     "{}: evicted {} files of {} bytes, for its quota of {limit}",
-                    String::from_utf8_lossy(&path),
+                    crate::printable::printable(&path),
                     taken.gone(),
                     taken.bytes
                 );
