@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::backing::{Defaults, Limit, Spec, parse_bytes};
+use crate::backing::{Defaults, Limit, Missing, Spec, parse_bytes};
 use crate::direct::DirectOptions;
 use crate::placement::GpuMap;
 use crate::retention::RetentionOptions;
@@ -108,6 +108,10 @@ pub struct MountConfig {
     pub allow_other: bool,
     /// The ioctl fast path.
     pub direct: DirectOptions,
+    /// What is done about backings that aren't there.
+    pub missing: Missing,
+    /// A drive that takes longer to answer hangs.
+    pub drive_timeout: Duration,
 }
 
 /// The backings in a `--backing` value: separated by commas, each perhaps with `file://` in front as LMCache

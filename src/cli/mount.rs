@@ -11,11 +11,11 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::background::{Parent, Side, split};
 use super::{Failure, logging};
-use crate::backing::{self, Defaults, MinFree, Spec};
+use crate::backing::{self, Defaults, MinFree, Missing, Spec};
 use crate::config::{
     Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, backing_specs, default_threads,
 };
-use crate::control::{About, Context, Daemon, Jobs, Server};
+use crate::control::{About, Context, Daemon, Drives, Jobs, Server};
 use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
 use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount};
@@ -34,6 +34,15 @@ pub(super) struct MountArgs {
     /// `file://` in front is accepted. Their order is the order of `by_gpu`
     #[arg(long, value_name = "DIR,DIR,...")]
     backing: Vec<String>,
+
+    /// Mount though backings are missing, without them: their files are absent, and they are taken in as soon as
+    /// they are there
+    #[arg(long)]
+    degraded: bool,
+
+    /// Seconds after which a drive that doesn't answer counts as hung, 1 to 3600: what's asked of it then gives EIO
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    drive_timeout: u64,
 
     /// Stay in the foreground; the log goes to standard error unless --log says otherwise
     #[arg(short, long)]
@@ -186,6 +195,8 @@ impl MountArgs {
             threads: self.threads.unwrap_or_else(default_threads),
             allow_other: self.allow_other,
             direct: self.direct_options()?,
+            missing: if self.degraded { Missing::LeftOut } else { Missing::Refused },
+            drive_timeout: Duration::from_secs(self.drive_timeout),
         })
     }
 }
@@ -233,7 +244,8 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
 
     let evidence = Arc::new(Evidence::new(evidence_config(config)));
     let no_such_gpus = evidence.check_map().map_err(Failure::bad_value)?;
-    let (backings, made) = backing::prepare(&config.backings, &config.mount_point, config.defaults)?;
+    let (backings, made) =
+        backing::prepare_with(&config.backings, &config.mount_point, config.defaults, config.missing)?;
     logging::start(log)?;
     for gpu in no_such_gpus {
         tracing::warn!("--gpu-map: this server has no GPU {gpu}; what is said of it has no effect");
@@ -241,7 +253,7 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     // Before any thread, and after what is the operator's own: backings and log have the operator's umask.
     crate::fs::prepare_process();
     let (engine, io_engine_why) = io::engine(config.threads.get().min(4)).map_err(Failure::other)?;
-    for backing in backings.iter().filter(|b| !b.is_locked()) {
+    for backing in backings.iter().filter(|b| !b.is_locked() && !b.health.is_out()) {
         tracing::warn!(
             "backing {}: its file system has no locks, so nothing keeps a mount without :shared away from it",
             backing.path.display()
@@ -263,13 +275,15 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     fs.set_data_changed(session.data_changed());
     session.entry_gone().and_then(|gone| fs.set_entry_gone(gone)).map_err(Failure::other)?;
     let evictor = retention::start(fs.retention.clone(), fs.clone()).map_err(Failure::other)?;
-    let jobs = Jobs::new(Context {
+    let context = Arc::new(Context {
         fs: fs.clone(),
         direct: direct.clone(),
         mount_point: config.mount_point.clone(),
         defaults: config.defaults,
         decide: Box::new(session.decider(config.passthrough)),
     });
+    let drives = Drives::start(context.clone(), config.drive_timeout).map_err(Failure::other)?;
+    let jobs = Jobs::new(context, drives.clone());
     let mounted = session.mounted();
     let about = About {
         mountpoint: config.mount_point.clone(),
@@ -283,6 +297,7 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
         .inspect_err(|_| mounted.detach())?;
     // Nothing fails from here on: what was made for the mount stays.
     made.keep();
+    backing::remember_members(&fs.backings());
     unmount_on_signal(signals, mounted.clone());
     if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
         tracing::warn!("no socket for descriptors in the mount: {e}");
@@ -294,6 +309,7 @@ fn serve(config: &MountConfig, log: &LogTo, parent: &mut Parent) -> Result<(), F
     std::thread::spawn(move || rules.serve_rules());
     jobs.resume();
     let ended = session.run();
+    drives.stop();
     jobs.stop();
     direct.shutdown();
     drop(control);

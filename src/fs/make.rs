@@ -248,6 +248,7 @@ impl Fs {
                     if let Ok(backing) = self.backing(slot) {
                         backing.space.distrust();
                     }
+                    self.noticed(e.slot().unwrap_or(slot), e.errno());
                     candidates.iter_mut().filter(|c| c.slot == slot.0).for_each(|c| c.usable = false);
                     failed = e;
                 }

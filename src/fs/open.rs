@@ -23,7 +23,7 @@ use super::gate::Gate;
 use super::rules::QuotaPromise;
 use super::{DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::{Passthrough, Promise};
-use crate::index::{FileRef, Kind, Node, Slot};
+use crate::index::{FileRef, Kind, MAX_BACKINGS, Node, Slot};
 use crate::io::{IoFile, Registered};
 
 /// Tables of open inodes, so that opens of different files don't wait for each other.
@@ -40,6 +40,8 @@ pub(super) struct OpenNode {
     fd_is_writable: bool,
     /// The same with `O_DIRECT`, for the ioctl path; `None` in it where that's refused.
     pub(super) direct: OnceLock<Option<OwnedFd>>,
+    /// Which time its drive is there, from [`OpenTable::epochs`].
+    epoch: u64,
     /// A number of its own, never used again.
     pub(super) serial: u64,
     /// Room that it's expected to need, on its backing and in quotas, until its creator has closed it.
@@ -102,6 +104,8 @@ pub(super) struct OpenTable {
     /// more, and their numbers can't become other files'.
     moved: Mutex<LruCache<NodeId, OwnedFd>>,
     handles: RwLock<Slab<Arc<Handle>>>,
+    /// How often each backing has left, by slot: what was opened before is of no use afterwards.
+    epochs: [AtomicU64; MAX_BACKINGS],
 }
 
 impl OpenTable {
@@ -113,6 +117,7 @@ impl OpenTable {
             evicted: super::evict::Held::new(idle),
             moved: Mutex::new(LruCache::new(idle)),
             handles: RwLock::new(Slab::new()),
+            epochs: [const { AtomicU64::new(0) }; MAX_BACKINGS],
         }
     }
 
@@ -144,7 +149,8 @@ impl OpenTable {
     }
 
     /// Enters a record with its first open. If somebody was faster, theirs is taken.
-    fn enter(&self, new: OpenNode) -> Arc<OpenNode> {
+    fn enter(&self, mut new: OpenNode) -> Arc<OpenNode> {
+        new.epoch = self.epochs[new.slot.index()].load(Relaxed);
         let mut shard = self.shard(new.node).lock();
         let (open, count) = shard.entry(new.node).or_insert_with(|| (Arc::new(new), 0));
         *count += 1;
@@ -179,6 +185,7 @@ impl OpenTable {
             return;
         }
         shard.remove(&open.node);
+        let keep = keep && open.epoch == self.epochs[open.slot.index()].load(Relaxed);
         // Dropping a record closes files: not under the locks.
         let dropped =
             if keep { self.idle.lock().push(open.node, open).map(|(_, old)| old) } else { Some(open) };
@@ -241,6 +248,7 @@ impl OpenTable {
             let gone: Vec<NodeId> = table.iter().map(|(node, _)| *node).filter(on).collect();
             gone.iter().filter_map(|node| table.pop(node)).collect()
         }
+        self.epochs[slot.index()].fetch_add(1, Relaxed);
         // Dropped when no lock is held.
         drop((take(&self.idle, slot), take(&self.removed, slot), take(&self.moved, slot)));
         self.evicted.leave(slot);
@@ -293,6 +301,7 @@ impl Fs {
     /// Opens a file that exists.
     pub fn open(&self, node: NodeId, flags: i32) -> Result<Opened> {
         let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::ISDIR.into()) };
+        self.reach(slot)?;
         let using = self.still.using(node);
         if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
             self.changeable(slot)?;
@@ -461,6 +470,7 @@ impl Fs {
 
     /// A descriptor of a node, open or not, that attributes can be set through.
     pub(super) fn node_fd(&self, slot: Slot, ino: crate::index::PackedIno) -> Result<NodeFd> {
+        self.reach(slot)?;
         match self.open.find(NodeId::file(slot, ino)) {
             Some(open) => Ok(NodeFd::Open(open)),
             None => Ok(NodeFd::Path(self.open_path(slot, ino)?.0)),
@@ -499,7 +509,7 @@ impl Fs {
         if let Ok(backing) = self.backing(open.slot) {
             backing.space.written(promise, size);
             // Whether the next file finds room is found out while it's not waited for.
-            if !backing.space.has_room(backing.root()) {
+            if !backing.has_room() {
                 self.retention.kick();
             }
         }
@@ -570,6 +580,7 @@ impl OpenNode {
             fd,
             writable: OnceLock::new(),
             fd_is_writable,
+            epoch: 0,
             direct: OnceLock::new(),
             serial: SERIAL.fetch_add(1, Relaxed),
             promise: Mutex::new(None),

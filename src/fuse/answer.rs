@@ -28,6 +28,9 @@ impl Adapter {
         match catch_unwind(AssertUnwindSafe(|| handler(&self.fs))) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(e)) => {
+                if let Some(slot) = e.slot() {
+                    self.fs.noticed(slot, e.errno());
+                }
                 match e.level() {
                     tracing::Level::WARN => tracing::warn!("{}: {e}", op.name()),
                     tracing::Level::INFO => tracing::info!("{}: {e}", op.name()),

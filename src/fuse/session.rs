@@ -78,11 +78,11 @@ impl Session {
         let session =
             fuser::Session::from_fd(adapter, device, acl, options).map_err(SessionError::Handshake)?;
         let registry = BackingRegistry::new(registry);
-        for backing in fs.backings().iter() {
+        for backing in fs.backings().iter().filter(|b| !b.health.is_out()) {
             decide_passthrough(backing, config.passthrough, &registry)?;
         }
         fs.set_registry(registry.clone());
-        if fs.backings().iter().any(|b| *b.passthrough() != Passthrough::On) {
+        if fs.backings().iter().any(|b| !b.health.is_out() && *b.passthrough() != Passthrough::On) {
             widen_read_ahead(mounted.device);
         }
         Ok(Session { session, mounted, registry })

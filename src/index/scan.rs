@@ -101,7 +101,8 @@ impl Report {
 
 /// Reads all backings into a new index.
 pub fn scan(sources: &[Source<'_>], mut progress: impl FnMut(Progress)) -> Result<(Index, Report), AddError> {
-    let mut index = Index::new(sources.len());
+    // A slot without a source has nothing to be read.
+    let mut index = Index::new(sources.iter().map(|source| source.slot.index() + 1).max().unwrap_or(0));
     let newest = |slot: Slot, path: &[u8]| {
         let source = sources.iter().find(|source| source.slot == slot)?;
         let stat = statx(source.root, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::CTIME).ok()?;

@@ -1,0 +1,106 @@
+//! Asking a drive whether it's well.
+//!
+//! What always holds: nothing is taken from a cache: a read goes to the device where the file system can do that.
+//! Without a suspicion nothing is written, but what would block or refuse a write is met. A full drive is well.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags, fstatvfs, open, openat, unlinkat};
+use rustix::io::Errno;
+
+use super::{Backing, Health};
+
+/// A file that is written to see whether that's possible, and removed.
+const NAME: &str = ".kvfs-probe";
+/// What direct I/O reads, and is aligned to: enough for any drive.
+const PAGE: usize = 4096;
+
+#[repr(align(4096))]
+struct Page([u8; PAGE]);
+
+impl Backing {
+    /// How the drive is, by asking it now; `thoroughly` also by writing. May take as long as the drive likes.
+    pub fn examine(&self, thoroughly: bool) -> Health {
+        match self.try_out(thoroughly) {
+            Ok(()) => Health::Well,
+            Err(Errno::ROFS) => Health::ReadOnly,
+            Err(e) => Health::Failed(e),
+        }
+    }
+
+    fn try_out(&self, thoroughly: bool) -> Result<(), Errno> {
+        let is_read_only = fstatvfs(self.root())?.f_flag.contains(StatVfsMountFlags::RDONLY);
+        let marker = self.open_marker()?;
+        let mut page = Box::new(Page([0; PAGE]));
+        match rustix::io::pread(&marker, &mut page.0[..], 0) {
+            // The file system wants another alignment.
+            Err(Errno::INVAL) => drop(rustix::io::pread(self.probe_file(), &mut [0u8; 1], 0)?),
+            read => drop(read?),
+        }
+        if is_read_only {
+            return Err(Errno::ROFS);
+        }
+        // Of no bytes: it's refused, or waits, where a write would be.
+        match rustix::io::pwrite(&marker, &[], 0) {
+            Ok(_) | Err(Errno::BADF | Errno::INVAL) => {}
+            Err(e) => return Err(e),
+        }
+        if thoroughly && self.state().takes_changes() { self.write_something() } else { Ok(()) }
+    }
+
+    /// The marker, for direct I/O and for writing where that's possible.
+    fn open_marker(&self) -> Result<OwnedFd, Errno> {
+        let path = format!("/proc/self/fd/{}", self.probe_file().as_raw_fd());
+        let again = |flags| open(&path, flags | OFlags::CLOEXEC, Mode::empty());
+        [OFlags::RDWR | OFlags::DIRECT, OFlags::RDONLY | OFlags::DIRECT, OFlags::RDONLY]
+            .into_iter()
+            .map(again)
+            .find(|opened| !matches!(opened, Err(Errno::INVAL | Errno::ROFS | Errno::ACCESS | Errno::PERM)))
+            .unwrap_or(Err(Errno::ROFS))
+    }
+
+    fn write_something(&self) -> Result<(), Errno> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let written = openat(self.root(), NAME, flags, Mode::from_raw_mode(0o600)).and_then(|file| {
+            rustix::io::pwrite(&file, b"?", 0)?;
+            rustix::fs::fdatasync(file.as_fd())
+        });
+        let removed = unlinkat(self.root(), NAME, AtFlags::empty());
+        match written.and(removed) {
+            // No room is no fault, and neither is a root that only its owner may write.
+            Err(Errno::NOSPC | Errno::DQUOT | Errno::ACCESS | Errno::PERM | Errno::NOENT) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Whether the drive answers: a read of the marker, which a file system that was shut down refuses even
+    /// where `statfs` and `stat` still work.
+    pub fn probe(&self) -> io::Result<()> {
+        if self.health.is_out() {
+            return Err(Errno::IO.into());
+        }
+        rustix::io::pread(self.probe_file(), &mut [0u8; 1], 0)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Defaults, Spec, prepare};
+    use super::*;
+
+    #[test]
+    fn a_drive_that_is_well_is_left_as_it_was() {
+        let tmp = tempfile::tempdir().unwrap();
+        std::fs::create_dir(tmp.path().join("mnt")).unwrap();
+        let spec = Spec::from(tmp.path().join("a"));
+        let (backings, _made) = prepare(&[spec], &tmp.path().join("mnt"), Defaults::default()).unwrap();
+        let marker = std::fs::read(tmp.path().join("a/.kvfs-backing")).unwrap();
+        for thoroughly in [false, true] {
+            assert_eq!(backings[0].examine(thoroughly), Health::Well);
+        }
+        assert_eq!(std::fs::read(tmp.path().join("a/.kvfs-backing")).unwrap(), marker);
+        assert!(!tmp.path().join("a/.kvfs-probe").exists());
+    }
+}
