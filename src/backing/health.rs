@@ -148,8 +148,10 @@ pub struct HealthCell {
     out: AtomicBool,
     takes_changes: AtomicBool,
     now: Mutex<Condition>,
-    /// Errors that requests met, and how many of them the watcher has looked into.
+    /// Reasons to look at it, and how many of them the watcher has looked into.
     suspicions: AtomicU64,
+    /// Whether one of them was an error, and not only slowness.
+    faulty: AtomicBool,
     judged: Mutex<u64>,
     judges: Condvar,
 }
@@ -168,6 +170,7 @@ impl HealthCell {
             takes_changes: AtomicBool::new(health == Health::Well),
             now: Mutex::new(Condition { health, since: SystemTime::now(), hindrance: None }),
             suspicions: AtomicU64::new(0),
+            faulty: AtomicBool::new(false),
             judged: Mutex::new(0),
             judges: Condvar::new(),
         }
@@ -214,12 +217,23 @@ impl HealthCell {
         is_new
     }
 
-    /// A request met an error.
+    /// There's a reason to look at it.
     pub fn suspect(&self) {
         self.suspicions.fetch_add(1, SeqCst);
     }
 
-    /// How many errors were met.
+    /// A request met an error.
+    pub fn has_erred(&self) {
+        self.faulty.store(true, SeqCst);
+        self.suspect();
+    }
+
+    /// Whether a request met an error since the last question.
+    pub fn take_fault(&self) -> bool {
+        self.faulty.swap(false, SeqCst)
+    }
+
+    /// How many reasons there were.
     pub fn suspicions(&self) -> u64 {
         self.suspicions.load(SeqCst)
     }
@@ -231,7 +245,7 @@ impl HealthCell {
         self.judges.notify_all();
     }
 
-    /// How many errors the watcher has looked into.
+    /// How many reasons the watcher has looked into.
     pub fn judged(&self) -> u64 {
         *self.judged.lock()
     }

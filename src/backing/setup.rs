@@ -15,8 +15,8 @@ use rustix::fs::{Access, AtFlags, Mode, OFlags, StatVfsMountFlags, accessat, fst
 use super::missing::{Missing, find_missing};
 use super::reopen::{Marking, open_marker};
 use super::{
-    Backing, Health, HealthCell, Limit, Marker, MarkerError, MinFree, Room, Space, Spec, StateCell,
-    dio_align, mountinfo,
+    Backing, Health, HealthCell, Limit, MarkerError, MinFree, Room, Space, Spec, StateCell, dio_align,
+    mountinfo,
 };
 use rustix::io::Errno;
 use uuid::Uuid;

@@ -195,8 +195,9 @@ impl Drives {
             // Unmounted meanwhile: that's another matter.
             Answer::Is(_) if backing.health.get().is_let_go() => record.next = None,
             Answer::Is(health) => {
+                let has_erred = backing.health.take_fault();
                 let is_news = become_of(backing, health);
-                if !is_news && health == Health::Well && suspicions > 0 && backing.health.is_suspected() {
+                if !is_news && health == Health::Well && has_erred {
                     self.tell_odd(backing, record);
                 }
             }

@@ -232,7 +232,7 @@ impl Fs {
         while let Some((slot, decision)) = choose(&candidates) {
             let made = self.ensure_dir(slot, dir).and_then(|fd| {
                 let place = Place { slot, dir: fd, decision };
-                let lock = self.locks.lock(dir, name);
+                let lock = self.lock_to_make(dir, name)?;
                 if self.index.read().find(dir, name).is_some() {
                     return Err(Errno::EXIST.into());
                 }

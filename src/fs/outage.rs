@@ -9,11 +9,12 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 use rustix::io::Errno;
 
+use super::locks::Locked;
 use super::members::PATIENCE;
 use super::open::Handle;
 use super::{Changed, Error, Fs, NodeId, Result, source_at};
-use crate::backing::{Backing, State, is_fault};
-use crate::index::{DirName, EntryId, FileRef, Joined, Node, Slot, What, read_subtree};
+use crate::backing::{Backing, Health, State, is_fault};
+use crate::index::{DirId, DirName, EntryId, FileRef, Joined, Node, Slot, What, read_subtree};
 use crate::placement::Reason;
 
 /// What has changed on a drive while it was out.
@@ -60,7 +61,7 @@ impl Fs {
         let Some(backing) = self.backings.get(slot).filter(|b| !b.health.is_out()) else { return };
         // What a read-only file system refuses is known.
         if errno != Errno::ROFS || backing.health.takes_changes() {
-            backing.health.suspect();
+            backing.health.has_erred();
             self.alarm.ring();
         }
     }
@@ -70,6 +71,32 @@ impl Fs {
         if let Some(Node::File(slot, _)) = node.node() {
             self.noticed(slot, errno);
         }
+    }
+
+    /// A request about a node takes long: its drive is looked at, or all of them if it's about a name.
+    pub fn takes_long(&self, node: NodeId) {
+        let is_it = |b: &&Arc<Backing>| match node.node() {
+            Some(Node::File(slot, _)) => b.slot == slot,
+            _ => true,
+        };
+        self.backings().iter().filter(is_it).filter(|b| !b.health.is_out()).for_each(|b| b.health.suspect());
+        self.alarm.ring();
+    }
+
+    /// Whether a request about a node may be waiting for a drive that hangs, or is out otherwise.
+    pub fn hangs(&self, node: NodeId) -> bool {
+        match node.node() {
+            Some(Node::File(..)) => self.is_out(node),
+            _ => self.backings().iter().any(|b| b.health.is_out() && b.health.get() != Health::Absent),
+        }
+    }
+
+    /// Locks a name that's about to be made; EIO where a request on a drive that hangs seems to have it.
+    pub(super) fn lock_to_make(&self, dir: DirId, name: &[u8]) -> Result<Locked<'_>> {
+        if self.backings().iter().any(|b| b.health.get() == Health::Hung) {
+            return self.locks.lock_for(dir, name, PATIENCE).ok_or_else(|| Errno::IO.into());
+        }
+        Ok(self.locks.lock(dir, name))
     }
 
     /// Has somebody stand in for a backing whose drive is out, and closes what is open of the drive: that may
@@ -239,6 +266,6 @@ impl Fs {
         }
         let dirs = self.index.read().dirs_on(slot);
         dirs.iter().for_each(|dir| self.tell_listing(dir.id));
-        self.tell_listing(crate::index::DirId::ROOT);
+        self.tell_listing(DirId::ROOT);
     }
 }

@@ -21,6 +21,7 @@ use fuser::{
 use super::answer::flags_of;
 use super::convert::{caller, file_attr, file_type, generation, ino, node, set_time};
 use super::reply::{attr, empty, io_errno, ioctl, xattr};
+use super::watch::{Watch, is_too_late};
 use crate::direct::{Direct, Reply, Target};
 use crate::fs::{Data, Fs, Op, RenameMode, SetAttr, Whence};
 
@@ -43,6 +44,7 @@ pub(super) struct Adapter {
     pub(super) fs: Arc<Fs>,
     pub(super) direct: Arc<Direct>,
     pub(super) wanted: Wanted,
+    pub(super) watch: Arc<Watch>,
 }
 
 impl Filesystem for Adapter {
@@ -125,9 +127,10 @@ impl Filesystem for Adapter {
         if self.fs.setattr_waits(node(ino), &set) {
             // A truncation, behind transfers that may take long: not on a thread that answers the kernel.
             let adapter = self.clone();
+            let handed = self.watch.hand_over(req.unique().0, node(ino));
             let wait = move || {
                 let result = adapter.run(Op::Setattr, |fs| fs.setattr(node(ino), &set));
-                attr(reply, &adapter.fs, result);
+                handed.answer(|| attr(reply, &adapter.fs, result));
             };
             if let Err(e) = std::thread::Builder::new().name("kvfs-truncate".into()).spawn(wait) {
                 // The request was answered with EIO as it was dropped.
@@ -220,6 +223,8 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ESTALE);
         }
         match self.run(Op::Open, |fs| fs.open(node(ino), flags.0)) {
+            // Nobody would close it.
+            Ok(opened) if is_too_late() => self.fs.release(opened.fh),
             Ok(opened) => {
                 self.fs.opened_to_write(req.pid(), node(ino), flags.0);
                 let fh = FileHandle(opened.fh);
@@ -255,8 +260,8 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _: &Request,
-        _: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -264,17 +269,20 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let done = Box::new(move |result: io::Result<&[u8]>| match result {
-            Ok(data) => reply.data(data),
-            Err(e) => reply.error(io_errno(Op::Read, &e)),
+        let (fs, handed) = (self.fs.clone(), self.watch.hand_over(req.unique().0, node(ino)));
+        let done = Box::new(move |result: io::Result<&[u8]>| {
+            handed.answer(|| match result {
+                Ok(data) => reply.data(data),
+                Err(e) => reply.error(io_errno(Op::Read, &fs, node(ino), &e)),
+            });
         });
         let _ = self.run_infallible(Op::Read, |fs| fs.read(fh.0, offset, size, done));
     }
 
     fn write(
         &self,
-        _: &Request,
-        _: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
@@ -283,9 +291,12 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let done = Box::new(move |result: io::Result<usize>| match result {
-            Ok(written) => reply.written(written as u32),
-            Err(e) => reply.error(io_errno(Op::Write, &e)),
+        let (fs, handed) = (self.fs.clone(), self.watch.hand_over(req.unique().0, node(ino)));
+        let done = Box::new(move |result: io::Result<usize>| {
+            handed.answer(|| match result {
+                Ok(written) => reply.written(written as u32),
+                Err(e) => reply.error(io_errno(Op::Write, &fs, node(ino), &e)),
+            });
         });
         let _ = self.run_infallible(Op::Write, |fs| {
             if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {

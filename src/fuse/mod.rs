@@ -6,10 +6,14 @@
 mod adapter;
 mod answer;
 mod convert;
+mod help;
 mod mount;
 mod prune;
 mod reply;
 mod session;
+mod watch;
+mod watched;
 
 pub use mount::{FS_TYPE, MountError, Mounted, UnmountError, check_mount_point, unmount};
 pub use session::{Session, SessionError};
+pub use watch::nobody_waits;

@@ -12,8 +12,11 @@ use std::sync::Arc;
 use fuser::{Config, SessionACL};
 
 use super::adapter::{Adapter, Wanted};
+use super::help::help;
 use super::mount::{MountError, Mounted, mount};
 use super::prune::Pruner;
+use super::watch::Watch;
+use super::watched::Watched;
 use crate::backing::{Backing, List, Passthrough};
 use crate::config::{MountConfig, PassthroughMode};
 use crate::direct::Direct;
@@ -37,7 +40,8 @@ pub enum SessionError {
 
 /// A mounted filesystem, ready to answer.
 pub struct Session {
-    session: fuser::Session<Adapter>,
+    session: fuser::Session<Watched>,
+    watch: Arc<Watch>,
     mounted: Arc<Mounted>,
     registry: Arc<BackingRegistry>,
 }
@@ -74,9 +78,15 @@ impl Session {
         let mut options = Config::default();
         options.acl = acl;
         options.n_threads = Some(config.threads.get());
-        let adapter = Adapter { fs: fs.clone(), direct: direct.clone(), wanted };
+        let copy = || device.try_clone().map_err(SessionError::Handshake);
+        let watch = Watch::new(copy()?, config.threads.get());
+        let adapter = Adapter { fs: fs.clone(), direct: direct.clone(), wanted, watch: watch.clone() };
+        let watched = Watched::new(adapter.clone()).map_err(SessionError::Handshake)?;
+        let connection = copy()?;
         let session =
-            fuser::Session::from_fd(adapter, device, acl, options).map_err(SessionError::Handshake)?;
+            fuser::Session::from_fd(watched, device, acl, options).map_err(SessionError::Handshake)?;
+        let more = move |threads| help(Watched::new(adapter.clone())?, &connection, acl, threads);
+        watch.start(fs.clone(), config.drive_timeout, more).map_err(SessionError::Handshake)?;
         let registry = BackingRegistry::new(registry);
         for backing in fs.backings().iter().filter(|b| !b.health.is_out()) {
             decide_passthrough(backing, config.passthrough, &registry)?;
@@ -85,7 +95,7 @@ impl Session {
         if fs.backings().iter().any(|b| !b.health.is_out() && *b.passthrough() != Passthrough::On) {
             widen_read_ahead(mounted.device);
         }
-        Ok(Session { session, mounted, registry })
+        Ok(Session { session, watch, mounted, registry })
     }
 
     /// The mount.
@@ -157,6 +167,7 @@ impl Session {
     /// Answers requests until the filesystem is unmounted.
     pub fn run(self) -> io::Result<()> {
         let ended = self.session.run();
+        self.watch.end();
         // After an abort of the connection the dead mount is still there.
         self.mounted.detach();
         ended

@@ -1,8 +1,11 @@
 //! What the tests of drives have in common: a mount over volumes with clients at work on all of them.
 
 mod dead;
+#[path = "../direct/frozen.rs"]
+mod frozen;
 mod full;
 mod gone;
+mod hung;
 mod load;
 mod missing;
 mod readonly;
