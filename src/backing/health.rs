@@ -150,8 +150,10 @@ pub struct HealthCell {
     now: Mutex<Condition>,
     /// Reasons to look at it, and how many of them the watcher has looked into.
     suspicions: AtomicU64,
-    /// Whether one of them was an error, and not only slowness.
+    /// Whether one of them was an error.
     faulty: AtomicBool,
+    /// Whether one of them asks for more than a glance.
+    grave: AtomicBool,
     judged: Mutex<u64>,
     judges: Condvar,
 }
@@ -171,6 +173,7 @@ impl HealthCell {
             now: Mutex::new(Condition { health, since: SystemTime::now(), hindrance: None }),
             suspicions: AtomicU64::new(0),
             faulty: AtomicBool::new(false),
+            grave: AtomicBool::new(false),
             judged: Mutex::new(0),
             judges: Condvar::new(),
         }
@@ -222,10 +225,21 @@ impl HealthCell {
         self.suspicions.fetch_add(1, SeqCst);
     }
 
+    /// There's a reason to look at it thoroughly.
+    pub fn suspect_gravely(&self) {
+        self.grave.store(true, SeqCst);
+        self.suspect();
+    }
+
     /// A request met an error.
     pub fn has_erred(&self) {
         self.faulty.store(true, SeqCst);
-        self.suspect();
+        self.suspect_gravely();
+    }
+
+    /// Whether it's to be looked at thoroughly, since the last question.
+    pub fn take_grave(&self) -> bool {
+        self.grave.swap(false, SeqCst)
     }
 
     /// Whether a request met an error since the last question.

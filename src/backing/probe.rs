@@ -20,16 +20,20 @@ const PAGE: usize = 4096;
 struct Page([u8; PAGE]);
 
 impl Backing {
-    /// How the drive is, by asking it now; `thoroughly` also by writing. May take as long as the drive likes.
-    pub fn examine(&self, thoroughly: bool) -> Health {
-        match self.try_out(thoroughly) {
-            Ok(()) => Health::Well,
-            Err(Errno::ROFS) => Health::ReadOnly,
-            Err(e) => Health::Failed(e),
+    /// How the drive is, at a glance: a moment's work for a drive that answers, however busy it is.
+    pub fn glance(&self) -> Health {
+        health_by(self.try_out())
+    }
+
+    /// How the drive is, by writing something and having it synced: a busy drive may take long.
+    pub fn examine(&self) -> Health {
+        match self.glance() {
+            Health::Well if self.state().takes_changes() => health_by(self.write_something()),
+            health => health,
         }
     }
 
-    fn try_out(&self, thoroughly: bool) -> Result<(), Errno> {
+    fn try_out(&self) -> Result<(), Errno> {
         let is_read_only = fstatvfs(self.root())?.f_flag.contains(StatVfsMountFlags::RDONLY);
         let marker = self.open_marker()?;
         let mut page = Box::new(Page([0; PAGE]));
@@ -43,10 +47,9 @@ impl Backing {
         }
         // Of no bytes: it's refused, or waits, where a write would be.
         match rustix::io::pwrite(&marker, &[], 0) {
-            Ok(_) | Err(Errno::BADF | Errno::INVAL) => {}
-            Err(e) => return Err(e),
+            Ok(_) | Err(Errno::BADF | Errno::INVAL) => Ok(()),
+            Err(e) => Err(e),
         }
-        if thoroughly && self.state().takes_changes() { self.write_something() } else { Ok(()) }
     }
 
     /// The marker, for direct I/O and for writing where that's possible.
@@ -85,6 +88,14 @@ impl Backing {
     }
 }
 
+fn health_by(answer: Result<(), Errno>) -> Health {
+    match answer {
+        Ok(()) => Health::Well,
+        Err(Errno::ROFS) => Health::ReadOnly,
+        Err(e) => Health::Failed(e),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Defaults, Spec, prepare};
@@ -97,9 +108,7 @@ mod tests {
         let spec = Spec::from(tmp.path().join("a"));
         let (backings, _made) = prepare(&[spec], &tmp.path().join("mnt"), Defaults::default()).unwrap();
         let marker = std::fs::read(tmp.path().join("a/.kvfs-backing")).unwrap();
-        for thoroughly in [false, true] {
-            assert_eq!(backings[0].examine(thoroughly), Health::Well);
-        }
+        assert_eq!((backings[0].glance(), backings[0].examine()), (Health::Well, Health::Well));
         assert_eq!(std::fs::read(tmp.path().join("a/.kvfs-backing")).unwrap(), marker);
         assert!(!tmp.path().join("a/.kvfs-probe").exists());
     }

@@ -119,7 +119,7 @@ impl Backing {
             marking,
             &mut Made::default(),
         )?;
-        match backing.examine(true) {
+        match backing.examine() {
             Health::Well => Ok(backing),
             Health::ReadOnly => Err(SetupError::ReadOnly(self.path.clone())),
             other => Err(SetupError::Sick(self.path.clone(), other)),

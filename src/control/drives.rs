@@ -24,6 +24,8 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_secs(60);
 /// A drive that requests meet errors of, and that answers all the same, is told of that often.
 const TELL: Duration = Duration::from_secs(60);
+/// A question that has something synced may take so many times longer: a busy drive has much to write first.
+const SYNC: u32 = 6;
 /// How long an order may take to be answered.
 const PATIENCE: Duration = Duration::from_secs(8);
 
@@ -32,6 +34,8 @@ struct Question {
     since: Instant,
     /// How many errors requests had met by then.
     suspicions: u64,
+    /// Whether it may take as long as a busy drive needs to sync something.
+    is_grave: bool,
     answer: Arc<Mutex<Option<Answer>>>,
 }
 
@@ -182,7 +186,7 @@ impl Drives {
     fn hear(&self, backing: &Backing, record: &mut Record) {
         let Some(question) = &record.question else { return };
         let Some(answer) = question.answer.lock().take() else {
-            if question.since.elapsed() >= self.deadline && !backing.health.is_out() {
+            if question.since.elapsed() >= self.deadline_of(question) && !backing.health.is_out() {
                 become_of(backing, Health::Hung);
                 backing.health.judge(question.suspicions);
             }
@@ -221,7 +225,7 @@ impl Drives {
     /// Puts a question to a drive if it's time: how long there is until then.
     fn ask(self: &Arc<Drives>, backing: &Arc<Backing>, record: &mut Record) -> Duration {
         if let Some(question) = &record.question {
-            let left = self.deadline.saturating_sub(question.since.elapsed());
+            let left = self.deadline_of(question).saturating_sub(question.since.elapsed());
             return if backing.health.is_out() { INTERVAL } else { left.max(Duration::from_millis(1)) };
         }
         let health = backing.health.get();
@@ -233,13 +237,14 @@ impl Drives {
             return left;
         }
         let answer = Arc::new(Mutex::new(None));
-        record.question =
-            Some(Question { since: now, suspicions: backing.health.suspicions(), answer: answer.clone() });
+        let suspicions = backing.health.suspicions();
+        let is_grave = backing.health.take_grave() || health != Health::Well;
+        record.question = Some(Question { since: now, suspicions, is_grave, answer: answer.clone() });
         let (drives, backing, slot) = (self.clone(), backing.clone(), backing.slot);
-        let thorough = is_suspected || health != Health::Well;
         let put = move || {
             let said = match (health.is_let_go(), is_held) {
-                (false, _) => Answer::Is(backing.examine(thorough)),
+                (false, _) if is_grave => Answer::Is(backing.examine()),
+                (false, _) => Answer::Is(backing.glance()),
                 (true, true) => {
                     drop(backing);
                     drives.let_go(slot)
@@ -255,6 +260,10 @@ impl Drives {
             record.next = Some(now + INTERVAL);
         }
         self.deadline
+    }
+
+    fn deadline_of(&self, question: &Question) -> Duration {
+        if question.is_grave { self.deadline * SYNC } else { self.deadline }
     }
 
     fn let_go(&self, slot: Slot) -> Answer {

@@ -5,6 +5,7 @@
 //! can be repaired. Before a drive that comes back is asked for anything, the index says what is on it now.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use roaring::RoaringBitmap;
 use rustix::io::Errno;
@@ -13,7 +14,7 @@ use super::locks::Locked;
 use super::members::PATIENCE;
 use super::open::Handle;
 use super::{Changed, Error, Fs, NodeId, Result, source_at};
-use crate::backing::{Backing, Health, State, is_fault};
+use crate::backing::{Backing, Condition, Health, State, is_fault};
 use crate::index::{DirId, DirName, EntryId, FileRef, Joined, Node, Slot, What, read_subtree};
 use crate::placement::Reason;
 
@@ -73,21 +74,28 @@ impl Fs {
         }
     }
 
-    /// A request about a node takes long: its drive is looked at, or all of them if it's about a name.
-    pub fn takes_long(&self, node: NodeId) {
+    /// A request about a node takes long: its drive is looked at, or all of them if it's about a name. If it takes
+    /// `very` long, thoroughly.
+    pub fn takes_long(&self, node: NodeId, very: bool) {
         let is_it = |b: &&Arc<Backing>| match node.node() {
             Some(Node::File(slot, _)) => b.slot == slot,
             _ => true,
         };
-        self.backings().iter().filter(is_it).filter(|b| !b.health.is_out()).for_each(|b| b.health.suspect());
+        for backing in self.backings().iter().filter(is_it).filter(|b| !b.health.is_out()) {
+            if very { backing.health.suspect_gravely() } else { backing.health.suspect() }
+        }
         self.alarm.ring();
     }
 
-    /// Whether a request about a node may be waiting for a drive that hangs, or is out otherwise.
-    pub fn hangs(&self, node: NodeId) -> bool {
+    /// Whether a request about a node, so old, may be waiting for a drive that hangs, or did when it went out.
+    pub fn hangs(&self, node: NodeId, age: Duration) -> bool {
+        let hangs = |b: &Arc<Backing>| {
+            let Condition { health, since, .. } = b.health.condition();
+            health == Health::Hung || health.is_out() && since.elapsed().is_ok_and(|out| out < age)
+        };
         match node.node() {
             Some(Node::File(..)) => self.is_out(node),
-            _ => self.backings().iter().any(|b| b.health.is_out() && b.health.get() != Health::Absent),
+            _ => self.backings().iter().any(hangs),
         }
     }
 

@@ -34,6 +34,8 @@ struct Desk {
     since: AtomicU64,
     /// Whether its drive has been made suspect.
     told: AtomicBool,
+    /// Gravely so.
+    warned: AtomicBool,
 }
 
 thread_local! {
@@ -47,6 +49,7 @@ struct Waiting {
     node: NodeId,
     since: Instant,
     told: bool,
+    warned: bool,
 }
 
 /// All requests that are under way.
@@ -127,13 +130,16 @@ impl Watch {
         desk.node.store(node.0, Relaxed);
         desk.since.store(self.started.elapsed().as_millis() as u64, Relaxed);
         desk.told.store(false, SeqCst);
+        desk.warned.store(false, Relaxed);
         desk.unique.store(unique, SeqCst);
         AtDesk(desk)
     }
 
     /// A request will be answered by somebody else than this thread.
     pub(super) fn hand_over(self: &Arc<Watch>, unique: u64, node: NodeId) -> Handed {
-        self.handed.lock().insert(unique, Waiting { node, since: Instant::now(), told: false });
+        self.handed
+            .lock()
+            .insert(unique, Waiting { node, since: Instant::now(), told: false, warned: false });
         Handed { watch: self.clone(), unique }
     }
 
@@ -176,11 +182,14 @@ impl Watch {
             stuck += 1;
             let node = NodeId(desk.node.load(Relaxed));
             if !desk.told.swap(true, SeqCst) {
-                fs.takes_long(node);
+                fs.takes_long(node, false);
+            }
+            if age >= deadline && !desk.warned.swap(true, Relaxed) {
+                fs.takes_long(node, true);
             }
             if unique != 0
                 && age >= deadline
-                && fs.hangs(node)
+                && fs.hangs(node, age)
                 && desk.unique.compare_exchange(unique, 0, SeqCst, SeqCst).is_ok()
             {
                 self.answer(unique);
@@ -205,14 +214,17 @@ impl Watch {
         for (unique, waiting) in self.handed.lock().iter_mut() {
             let age = waiting.since.elapsed();
             if age >= LONG && !std::mem::replace(&mut waiting.told, true) {
-                slow.push(waiting.node);
+                slow.push((waiting.node, false));
             }
             if age >= deadline {
-                over.push((*unique, waiting.node));
+                over.push((*unique, waiting.node, age));
+                if !std::mem::replace(&mut waiting.warned, true) {
+                    slow.push((waiting.node, true));
+                }
             }
         }
-        slow.into_iter().for_each(|node| fs.takes_long(node));
-        for (unique, _) in over.into_iter().filter(|(_, node)| fs.hangs(*node)) {
+        slow.into_iter().for_each(|(node, very)| fs.takes_long(node, very));
+        for (unique, ..) in over.into_iter().filter(|(_, node, age)| fs.hangs(*node, *age)) {
             if self.handed.lock().remove(&unique).is_some() {
                 self.answer(unique);
             }

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
-use super::{LEN, Load, Server, check, kill_device, put, read_errno, unmount};
+use super::{LEN, Load, Server, check, flush, kill_device, put, read_errno, unmount};
 use crate::common::lab::names;
 use crate::common::{Errno, FsKind, kvfs, pattern, sys};
 
@@ -22,7 +22,7 @@ fn fails_and_comes_back(kind: FsKind) {
     server.fill();
     sys::fsync(&sys::open(server.kept(1, 0), libc::O_RDWR, 0).unwrap()).unwrap();
     std::fs::create_dir(mount.path("d/only here")).unwrap();
-    nix::unistd::sync();
+    server.volumes.iter().for_each(|volume| flush(volume));
     let load = Load::start(mount.point(), 3);
     let all = names(&mount.path("d"));
     let before = sys::statvfs(mount.point()).unwrap().f_blocks;
@@ -103,7 +103,7 @@ fn fails_and_comes_back(kind: FsKind) {
 fn it_comes_back_by_itself() {
     let server = Server::new(FsKind::Xfs);
     server.fill();
-    nix::unistd::sync();
+    server.volumes.iter().for_each(|volume| flush(volume));
     kill_device(&server.volumes[2]);
     assert_eq!(read_errno(&server.kept(2, 1)), Some(libc::EIO));
     server.until(2, "failed");
@@ -119,7 +119,7 @@ fn what_is_open_fails_until_it_is_closed() {
     let server = Server::new(FsKind::Ext4);
     server.fill();
     let open = sys::open(server.kept(1, 0), libc::O_RDWR, 0).unwrap();
-    nix::unistd::sync();
+    server.volumes.iter().for_each(|volume| flush(volume));
     kill_device(&server.volumes[1]);
     assert_eq!(sys::pwrite(&open, b"x", 0), Err(Errno::EIO));
     assert_eq!(sys::fsync(&open), Err(Errno::EIO));

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use super::frozen::Frozen;
 use super::{LEN, Load, Server, check, put, read_errno};
-use crate::common::{Errno, FsKind, Passthrough, R, sys};
+use crate::common::{Errno, FsKind, Passthrough, R, ns, sys};
 
 /// Requests that wait for drive 1 in the daemon, more than it has threads, each on a thread of its own.
 fn stuck(server: &Server) -> Vec<JoinHandle<R<()>>> {
@@ -66,6 +67,7 @@ fn hangs_and_answers_again(kind: FsKind, mode: Passthrough) {
         }
         Passthrough::Off => {
             assert_eq!(sys::pwrite(&open, b"x", 0), Err(Errno::EIO));
+            drop(open);
             None
         }
     };
@@ -89,8 +91,9 @@ fn hangs_and_answers_again(kind: FsKind, mode: Passthrough) {
     assert_eq!(server.logged(&["ERROR"]), 0, "{}", server.mount.story());
     drop(load);
     // Nothing is kept open of what was given up.
+    let deadline = Instant::now() + ns::HANG;
     while server.mount.status()["open_files"] != 0 {
-        std::thread::yield_now();
+        assert!(Instant::now() < deadline, "files stay open: {:#}", server.mount.status());
     }
     let seen = crate::common::tree::snapshot(server.mount.point());
     let server = server.restarted();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::{LEN, Server, check, put};
+use super::{LEN, check, put};
 use crate::common::lab::{list, names, run};
 use crate::common::{Builder, Errno, FsKind, Lab, kvfs, ranked, sys};
 
@@ -112,12 +112,15 @@ fn none_of_them_is_too_few() {
 
 #[test]
 fn a_drive_that_fails_at_the_start() {
-    let (_lab, volumes, builder) = set();
-    let server_volume = &volumes[1];
-    super::kill_device(server_volume);
-    refused(&builder, &[server_volume.to_str().unwrap(), "--degraded"]);
+    let (lab, volumes, builder) = set();
+    super::flush(&volumes[1]);
+    super::kill_device(&volumes[1]);
+    refused(&builder, &[volumes[1].to_str().unwrap(), "can't be read", "--degraded"]);
     let mount = builder.arg("--degraded").start();
     assert_eq!(mount.status()["backings"][1]["state"], "absent");
-    run(Command::new("umount").arg(server_volume));
-    let _ = Server::backing;
+    run(Command::new("umount").arg(&volumes[1]));
+    run(Command::new("mount").args(["-o", "loop"]).arg(lab.path("vol1.img")).arg(&volumes[1]));
+    let words = ["backing".as_ref(), "set".as_ref(), mount.point().as_os_str(), "1".as_ref(), "rw".as_ref()];
+    kvfs(words).code(0);
+    check(&mount.path(format!("d/{}", ranked(1, 0))), 1, LEN);
 }

@@ -152,6 +152,11 @@ fn read_errno(path: &Path) -> Option<i32> {
     std::fs::read(path).err().and_then(|e| e.raw_os_error())
 }
 
+/// Puts on a volume's device what is to be there.
+fn flush(volume: &Path) {
+    run(Command::new("sync").arg("-f").arg(volume));
+}
+
 /// Shuts a file system down as a dead device would: every access to it fails from now on.
 fn kill_device(path: &Path) {
     use std::os::fd::AsRawFd;

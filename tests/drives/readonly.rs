@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use super::{LEN, Load, Server, check, kill_device, put};
+use super::{LEN, Load, Server, check, flush, kill_device, put};
 use crate::common::{Errno, FsKind, ns, sys};
 
 fn remount(server: &Server, rank: usize, how: &str) {
@@ -54,7 +54,7 @@ fn it_comes_back_by_itself_and_may_fail_meanwhile() {
     let server = Server::new(FsKind::Ext4);
     server.fill();
     let server = server.restarted();
-    nix::unistd::sync();
+    server.volumes.iter().for_each(|volume| flush(volume));
     remount(&server, 1, "remount,ro");
     assert_eq!(sys::truncate(server.kept(1, 1), 5), Err(Errno::EROFS));
     server.until(1, "read-only");
