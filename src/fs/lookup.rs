@@ -223,7 +223,7 @@ impl Fs {
         match merged {
             Some(attr) if slots.len() == 1 => drop(self.lone_dirs.lock().put(dir, attr)),
             // Those who know it can go on with the files that others have, and make new ones.
-            None if slots.iter().all(|slot| self.reach(slot).is_err()) => {
+            None if slots.iter().all(|slot| self.is_slot_out(slot)) => {
                 return self.lone_dirs.lock().get(&dir).copied().ok_or(failed);
             }
             _ => {}

@@ -294,6 +294,7 @@ impl Fs {
     fn copy_dir(&self, slot: Slot, dir: DirId, above: &DirFd, name: &[u8]) -> Result<()> {
         let on = Error::on(slot);
         let model = self.stat_dir(dir)?;
+        self.reach(slot)?;
         let above_stat = stat_fd(above).map_err(on)?;
         match rustix::fs::mkdirat(above, name, Mode::from_raw_mode(u32::from(model.perm))) {
             Ok(()) => {}

@@ -6,6 +6,7 @@
 //! - the disk changes first, the index after it, both under the lock of the name (`locks`); so what the index
 //!   says was true on disk at some moment of the operation, whatever failed in between.
 
+mod at;
 mod attr;
 mod copy;
 mod counting;
@@ -57,6 +58,7 @@ use crate::io::{BackingRegistry, Engine};
 use crate::placement::{self, Candidate, Decision, Policies, Policy, Reason};
 use crate::retention::{Retention, RetentionOptions};
 
+pub use at::{Place, here, nowhere};
 pub use attr::{Attr, Time};
 pub(crate) use copy::Buffer;
 pub(crate) use creds::may_open;

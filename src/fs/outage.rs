@@ -36,15 +36,20 @@ pub(crate) struct Returned {
 impl Fs {
     /// EIO for a backing whose drive is out.
     pub(super) fn reach(&self, slot: Slot) -> Result<()> {
-        match self.backings.get(slot) {
-            Some(backing) if backing.health.is_out() => Err(Error::on(slot)(Errno::IO)),
-            _ => Ok(()),
+        if self.is_slot_out(slot) {
+            return Err(Error::on(slot)(Errno::IO));
         }
+        super::at::at(slot);
+        Ok(())
+    }
+
+    pub(super) fn is_slot_out(&self, slot: Slot) -> bool {
+        self.backings.get(slot).is_some_and(|backing| backing.health.is_out())
     }
 
     /// Whether a node is a file of a drive that's out.
     pub fn is_out(&self, node: NodeId) -> bool {
-        matches!(node.node(), Some(Node::File(slot, _)) if self.reach(slot).is_err())
+        matches!(node.node(), Some(Node::File(slot, _)) if self.is_slot_out(slot))
     }
 
     /// An open file, unless its drive is out.
@@ -87,14 +92,17 @@ impl Fs {
         self.alarm.ring();
     }
 
-    /// Whether a request about a node, so old, may be waiting for a drive that hangs, or did when it went out.
-    pub fn hangs(&self, node: NodeId, age: Duration) -> bool {
+    /// Whether a request about a node, so old, may be waiting for a drive that hangs, or did when it went out; `at` is
+    /// the backing that its thread is at.
+    pub fn hangs(&self, node: NodeId, at: Option<Slot>, age: Duration) -> bool {
         let hangs = |b: &Arc<Backing>| {
             let Condition { health, since, .. } = b.health.condition();
             health == Health::Hung || health.is_out() && since.elapsed().is_ok_and(|out| out < age)
         };
-        match node.node() {
-            Some(Node::File(..)) => self.is_out(node),
+        match (node.node(), at) {
+            (Some(Node::File(..)), _) => self.is_out(node),
+            (_, Some(slot)) => self.backings().get(slot).is_some_and(hangs),
+            // It waits for somebody else, who may wait for any.
             _ => self.backings().iter().any(hangs),
         }
     }

@@ -14,19 +14,23 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::fs::Fs;
+use crate::fs::{Fs, Place, here, nowhere};
 use crate::index::NodeId;
 
 /// A request that takes so long makes its drive suspect, and its thread one that's missing.
 const LONG: Duration = Duration::from_secs(1);
 /// How often that's looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// After so many times the deadline a request may be waiting for any drive.
+const GUESS: u32 = 3;
 /// Threads that help at most.
 const MOST: usize = 256;
 
 /// What one thread is doing.
 #[derive(Default)]
 struct Desk {
+    /// Which backing it's at.
+    place: Arc<Place>,
     /// The request's number; 0 where there is none, or where it was answered for the thread.
     unique: AtomicU64,
     node: AtomicU64,
@@ -121,12 +125,13 @@ impl Watch {
     pub(super) fn begin(&self, unique: u64, node: NodeId) -> AtDesk {
         let desk = DESK.with_borrow_mut(|desk| {
             desk.get_or_insert_with(|| {
-                let new = Arc::new(Desk::default());
+                let new = Arc::new(Desk { place: here(), ..Desk::default() });
                 self.desks.lock().push(new.clone());
                 new
             })
             .clone()
         });
+        nowhere();
         desk.node.store(node.0, Relaxed);
         desk.since.store(self.started.elapsed().as_millis() as u64, Relaxed);
         desk.told.store(false, SeqCst);
@@ -187,9 +192,11 @@ impl Watch {
             if age >= deadline && !desk.warned.swap(true, Relaxed) {
                 fs.takes_long(node, true);
             }
+            // Where a thread is said to be is a good guess, no more.
+            let place = desk.place.slot().filter(|_| age < GUESS * deadline);
             if unique != 0
                 && age >= deadline
-                && fs.hangs(node, age)
+                && fs.hangs(node, place, age)
                 && desk.unique.compare_exchange(unique, 0, SeqCst, SeqCst).is_ok()
             {
                 self.answer(unique);
@@ -224,7 +231,7 @@ impl Watch {
             }
         }
         slow.into_iter().for_each(|(node, very)| fs.takes_long(node, very));
-        for (unique, ..) in over.into_iter().filter(|(_, node, age)| fs.hangs(*node, *age)) {
+        for (unique, ..) in over.into_iter().filter(|(_, node, age)| fs.hangs(*node, None, *age)) {
             if self.handed.lock().remove(&unique).is_some() {
                 self.answer(unique);
             }
