@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, Mode, OFlags, StatVfsMountFlags, accessat, fstatvfs, open};
 
@@ -164,14 +165,12 @@ pub fn prepare_with(
     if specs.len() > MAX_BACKINGS {
         return Err(SetupError::TooMany(specs.len()));
     }
-    let away = find_missing(specs)?;
-    let there: Vec<Spec> =
-        specs.iter().zip(&away).filter(|(_, away)| away.is_none()).map(|(spec, _)| spec.clone()).collect();
-    if missing == Missing::Refused || there.is_empty() {
-        if let Some(away) = away.into_iter().flatten().next() {
+    let mut away = find_missing(specs)?;
+    if missing == Missing::Refused || away.iter().all(Option::is_some) {
+        // Who is left out must be wanted so, and somebody must be left.
+        if let Some(away) = away.iter_mut().find_map(Option::take) {
             return Err(away.error);
         }
-        return prepare_all(specs, &vec![None; specs.len()], mount_point, defaults);
     }
     let ids: Vec<Option<Uuid>> = away.iter().map(|away| away.as_ref().map(|away| away.id)).collect();
     prepare_all(specs, &ids, mount_point, defaults)
@@ -406,11 +405,11 @@ pub(super) fn open_backing(
         device: rustix::fs::fstat(&root).map_err(|e| io(e.into()))?.st_dev,
         fs_type,
         dio_align: dio_align(marker.file().as_fd()),
-        space: std::sync::Arc::new(Space::new(min_free, capacity)),
+        space: Arc::new(Space::new(min_free, capacity)),
         weight: capacity.unwrap_or(total),
         shared: spec.shared,
         evictable: !spec.shared || spec.evict,
-        health: std::sync::Arc::new(HealthCell::default()),
+        health: Arc::new(HealthCell::default()),
         mount_id,
         is_stand_in: false,
         state: StateCell::new(spec.state),
