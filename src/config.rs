@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::backing::{Defaults, Limit, Spec, parse_bytes};
+use crate::backing::{Defaults, Limit, Missing, Spec, parse_bytes};
 use crate::direct::DirectOptions;
 use crate::placement::GpuMap;
 use crate::retention::RetentionOptions;
@@ -123,6 +123,10 @@ pub struct MountConfig {
     pub direct: DirectOptions,
     /// Whether the daemon gives up what it doesn't need.
     pub sandbox: SandboxMode,
+    /// What is done about backings that aren't there.
+    pub missing: Missing,
+    /// A drive that takes longer to answer hangs.
+    pub drive_timeout: Duration,
 }
 
 /// The backings in a `--backing` value: separated by commas, each perhaps with `file://` in front as LMCache

@@ -48,6 +48,17 @@ pub enum MarkerError {
     Io(#[from] io::Error),
 }
 
+/// The identity in a directory's marker, if it has one that can be read. Nothing is locked.
+pub(super) fn identity_of(dir: impl AsFd) -> Result<Uuid, MarkerError> {
+    let mut text = String::new();
+    let mut file = open_existing(&dir)?.take(4096);
+    file.read_to_string(&mut text).map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => MarkerError::Damaged(e.to_string()),
+        _ => e.into(),
+    })?;
+    parse(&text)
+}
+
 /// A backing's marker, locked for this process.
 #[derive(Debug)]
 pub struct Marker {
@@ -64,16 +75,27 @@ impl Marker {
     /// Reads the marker of the backing `path`, whose directory is open as `root`, or makes one; and locks it, for
     /// this mount alone or with others that share it.
     pub fn open(path: &Path, root: impl AsFd, shared: bool) -> Result<Marker, MarkerError> {
-        let mut created = false;
-        let file = match open_existing(&root) {
-            Ok(file) => file,
+        match open_existing(&root) {
+            Ok(file) => Marker::read(file, false, shared),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                created = true;
                 create(path)?;
-                open_existing(&root)?
+                Marker::read(open_existing(&root)?, true, shared)
             }
-            Err(e) => return Err(e.into()),
-        };
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The same of a backing that has one.
+    pub fn open_again(root: impl AsFd, shared: bool) -> Result<Marker, MarkerError> {
+        Marker::read(open_existing(&root)?, false, shared)
+    }
+
+    /// For a backing whose drive isn't there: `file` is no file of it.
+    pub fn stand_in(id: Uuid, file: File) -> Marker {
+        Marker { id, created: false, locked: false, file }
+    }
+
+    fn read(file: File, created: bool, shared: bool) -> Result<Marker, MarkerError> {
         let locked = lock(&file, shared)?;
         let mut text = String::new();
         (&file).take(4096).read_to_string(&mut text).map_err(|e| MarkerError::Damaged(e.to_string()))?;

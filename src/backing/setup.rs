@@ -9,12 +9,17 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, Mode, OFlags, StatVfsMountFlags, accessat, fstatvfs, open};
 
+use super::missing::{Missing, find_missing};
+use super::reopen::{Marking, open_marker};
 use super::{
-    Backing, Limit, Marker, MarkerError, MinFree, Room, Space, Spec, StateCell, dio_align, mountinfo,
+    Backing, Health, HealthCell, Limit, MarkerError, MinFree, Room, Space, Spec, StateCell, dio_align,
+    is_fault, mountinfo,
 };
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::index::{MAX_BACKINGS, Slot};
@@ -70,6 +75,22 @@ pub enum SetupError {
     /// Two backings say they are the same one.
     #[error("backings {0} and {1} have the same identity in their markers, so one is a copy of the other; remove {marker} from the copy", marker = super::MARKER)]
     SameIdentity(PathBuf, PathBuf),
+    /// It was there, and isn't.
+    #[error("backing {path} is missing: {why}; mount its drive, or leave it out for now with --degraded{or}")]
+    Missing {
+        /// The backing.
+        path: PathBuf,
+        /// What is there instead, and how it's known that the backing was.
+        why: String,
+        /// Another way out.
+        or: String,
+    },
+    /// Something else is in its place.
+    #[error("{0} is not this backing: {1}")]
+    NotIt(PathBuf, &'static str),
+    /// It's there, and doesn't work.
+    #[error("backing {0} can't be used: {1}")]
+    Sick(PathBuf, Health),
     /// It couldn't be made or opened.
     #[error("backing {0} can't be used: {1}")]
     Io(PathBuf, io::Error),
@@ -110,6 +131,17 @@ pub struct Defaults {
     pub capacity: Option<Limit>,
 }
 
+impl Defaults {
+    /// What was said of a backing, with what holds for it otherwise.
+    fn complete(self, spec: Spec) -> Spec {
+        Spec {
+            min_free: Some(spec.min_free.unwrap_or(self.min_free)),
+            capacity: spec.capacity.or(self.capacity),
+            ..spec
+        }
+    }
+}
+
 impl Default for Defaults {
     fn default() -> Defaults {
         Defaults { min_free: MinFree::Default, capacity: None }
@@ -122,18 +154,68 @@ pub fn prepare(
     mount_point: &Path,
     defaults: Defaults,
 ) -> Result<(Vec<Backing>, Made), SetupError> {
+    prepare_with(specs, mount_point, defaults, Missing::Refused)
+}
+
+/// The same; `missing` says what is done about backings that aren't there.
+pub fn prepare_with(
+    specs: &[Spec],
+    mount_point: &Path,
+    defaults: Defaults,
+    missing: Missing,
+) -> Result<(Vec<Backing>, Made), SetupError> {
     if specs.is_empty() {
         return Err(SetupError::None);
     }
     if specs.len() > MAX_BACKINGS {
         return Err(SetupError::TooMany(specs.len()));
     }
+    let mut away = find_missing(specs)?;
+    if missing == Missing::Refused || away.iter().all(Option::is_some) {
+        // Who is left out must be wanted so, and somebody must be left.
+        if let Some(away) = away.iter_mut().find_map(Option::take) {
+            return Err(away.error);
+        }
+    }
+    let ids: Vec<Option<Uuid>> = away.iter().map(|away| away.as_ref().map(|away| away.id)).collect();
+    prepare_all(specs, &ids, mount_point, defaults, missing)
+}
+
+/// Makes those ready that aren't away.
+fn prepare_all(
+    specs: &[Spec],
+    away: &[Option<Uuid>],
+    mount_point: &Path,
+    defaults: Defaults,
+    missing: Missing,
+) -> Result<(Vec<Backing>, Made), SetupError> {
+    let there: Vec<Spec> =
+        specs.iter().zip(away).filter(|(_, away)| away.is_none()).map(|(spec, _)| spec.clone()).collect();
     let mut made = Made::default();
-    let canonical = make_ready(specs, mount_point, &mut made)?;
+    let mut canonical = make_ready(&there, mount_point, &mut made)?.into_iter();
     let mut backings: Vec<Backing> = Vec::with_capacity(specs.len());
-    for (slot, (path, spec)) in canonical.iter().zip(specs).enumerate() {
-        let backing = open_backing(|_| Some(Slot(slot as u8)), path, spec, defaults, &mut made)?;
-        if let Some(twin) = backings.iter().find(|other| other.id() == backing.id()) {
+    for (slot, (spec, away)) in specs.iter().zip(away).enumerate() {
+        let slot = Slot(slot as u8);
+        let absent = |id| {
+            let path = resolve(&spec.path).unwrap_or_else(|_| spec.path.clone());
+            let of_spec = defaults.complete(Spec { path, ..spec.clone() });
+            Backing::absent(slot, id, of_spec).map_err(|e| SetupError::Io(spec.path.clone(), e))
+        };
+        let backing = match away {
+            Some(id) => absent(*id)?,
+            None => {
+                let path = canonical.next().ok_or(SetupError::None)?;
+                match open_backing(|_| Some(slot), &path, spec, defaults, Marking::Make, &mut made) {
+                    Err(e) if missing == Missing::LeftOut && e.is_of_the_drive() => {
+                        tracing::warn!("{e}; going on without it");
+                        absent(Uuid::nil())?
+                    }
+                    opened => opened?,
+                }
+            }
+        };
+        let is_twin = |other: &&Backing| other.id() == backing.id() && !backing.id().is_nil();
+        if let Some(twin) = backings.iter().find(is_twin) {
             return Err(SetupError::SameIdentity(twin.path.clone(), backing.path));
         }
         backings.push(backing);
@@ -159,7 +241,7 @@ pub fn prepare_one(
         fs::set_permissions(dir, mode).map_err(|e| SetupError::Io(dir.clone(), e))?;
     }
     let path = canonical.pop().ok_or(SetupError::None)?;
-    let backing = open_backing(slot, &path, spec, defaults, &mut made)?;
+    let backing = open_backing(slot, &path, spec, defaults, Marking::Make, &mut made)?;
     Ok((backing, made))
 }
 
@@ -183,7 +265,7 @@ fn make_ready(specs: &[Spec], mount_point: &Path, made: &mut Made) -> Result<Vec
 }
 
 /// The path made absolute, with the part of it that exists freed from symbolic links and dots.
-fn resolve(path: &Path) -> Result<PathBuf, SetupError> {
+pub(super) fn resolve(path: &Path) -> Result<PathBuf, SetupError> {
     let io = |e| SetupError::Io(path.to_owned(), e);
     let absolute = std::path::absolute(path).map_err(io)?;
     let mut missing = Vec::new();
@@ -301,57 +383,76 @@ fn make_dir(path: &Path, made: &mut Made) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn open_backing(
+pub(super) fn open_backing(
     slot: impl Fn(Uuid) -> Option<Slot>,
     path: &Path,
     spec: &Spec,
     defaults: Defaults,
+    marking: Marking,
     made: &mut Made,
 ) -> Result<Backing, SetupError> {
+    let spec = defaults.complete(Spec { path: path.to_owned(), ..spec.clone() });
     let io = |e: io::Error| SetupError::Io(path.to_owned(), e);
-    let root = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| io(e.into()))?;
+    let opened = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let root = opened.map_err(|e| match (e, marking) {
+        (Errno::NOENT, Marking::Again(_)) => SetupError::NotIt(path.to_owned(), "nothing is there"),
+        _ => io(e.into()),
+    })?;
     let vfs = fstatvfs(&root).map_err(|e| io(e.into()))?;
     if vfs.f_flag.contains(StatVfsMountFlags::RDONLY) {
         return Err(SetupError::ReadOnly(path.to_owned()));
     }
     accessat(&root, c".", Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
         .map_err(|e| not_writable(path, e.into()))?;
-    let marker = Marker::open(path, &root, spec.shared).map_err(|e| match e {
-        MarkerError::Io(e) => not_writable(path, e),
-        e @ (MarkerError::InUse | MarkerError::InSharedUse | MarkerError::InSoleUse) => {
-            SetupError::InUse(path.to_owned(), e)
-        }
-        e @ MarkerError::Damaged(_) => SetupError::BadMarker(path.to_owned(), e),
-    })?;
+    let marker = open_marker(path, &root, spec.shared, marking)?;
     if marker.created {
         made.markers.push(path.join(super::MARKER));
     }
     if folds_case(&root) {
         return Err(SetupError::FoldsCase(path.to_owned()));
     }
-    let fs_type = match mountinfo::inside(path) {
-        Ok(Some((mount, _))) => mount.fs_type,
-        _ => "unknown".into(),
+    let (fs_type, mount_id) = match mountinfo::of(&root) {
+        Some(mount) => (mount.fs_type, Some(mount.id)),
+        None => match mountinfo::inside(path) {
+            Ok(Some((mount, _))) => (mount.fs_type, None),
+            _ => ("unknown".into(), None),
+        },
     };
     let total = Room::from(vfs).total;
     let min_free = spec.min_free.unwrap_or(defaults.min_free).of(total);
-    let capacity = spec.capacity.or(defaults.capacity).map(|limit| limit.of(total));
+    let capacity = spec.capacity.map(|limit| limit.of(total));
     Ok(Backing {
         slot: slot(marker.id).ok_or(SetupError::NoSlot)?,
         path: path.to_owned(),
         device: rustix::fs::fstat(&root).map_err(|e| io(e.into()))?.st_dev,
         fs_type,
         dio_align: dio_align(marker.file().as_fd()),
-        space: Space::new(min_free, capacity),
+        space: Arc::new(Space::new(min_free, capacity)),
         weight: capacity.unwrap_or(total),
         shared: spec.shared,
         evictable: !spec.shared || spec.evict,
+        health: Arc::new(HealthCell::default()),
+        mount_id,
+        is_stand_in: false,
         state: StateCell::new(spec.state),
+        spec,
         marker,
         root,
         passthrough: Default::default(),
     })
+}
+
+impl SetupError {
+    /// Whether the drive is at fault, and not the operator.
+    fn is_of_the_drive(&self) -> bool {
+        match self {
+            SetupError::ReadOnly(_) | SetupError::Sick(..) => true,
+            SetupError::NotWritable(_, e) | SetupError::Io(_, e) => {
+                Errno::from_io_error(e).is_some_and(is_fault)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Whether the marker answers to another name: so could whatever is to be hidden.
@@ -363,7 +464,7 @@ fn folds_case(root: &rustix::fd::OwnedFd) -> bool {
     })
 }
 
-fn not_writable(path: &Path, e: io::Error) -> SetupError {
+pub(super) fn not_writable(path: &Path, e: io::Error) -> SetupError {
     match e.raw_os_error() {
         Some(libc::EROFS) => SetupError::ReadOnly(path.to_owned()),
         Some(libc::EACCES | libc::EPERM) => SetupError::NotWritable(path.to_owned(), e),

@@ -12,11 +12,11 @@ use nix::sys::signal::{SigSet, Signal};
 use super::background::{Parent, Side, split};
 use super::supervised::{Beginning, SupervisedArgs, be_parent, by_systemd};
 use super::{Failure, logging};
-use crate::backing::{self, Defaults, MinFree, Spec};
+use crate::backing::{self, Defaults, MinFree, Missing, Spec};
 use crate::config::{
     Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, Supervise, backing_specs, default_threads,
 };
-use crate::control::{About, Context, Daemon, Jobs, Server};
+use crate::control::{About, Context, Daemon, Drives, Jobs, Server};
 use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
 use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, where_mounted};
@@ -36,6 +36,15 @@ pub(super) struct MountArgs {
     /// `file://` in front is accepted. Their order is the order of `by_gpu`
     #[arg(long, value_name = "DIR,DIR,...")]
     backing: Vec<String>,
+
+    /// Mount though backings are missing, without them: their files are absent, and they are taken in as soon as
+    /// they are there
+    #[arg(long)]
+    degraded: bool,
+
+    /// Seconds after which a drive that doesn't answer counts as hung, 1 to 3600: what's asked of it then gives EIO
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    drive_timeout: u64,
 
     /// Stay in the foreground; the log goes to standard error unless --log says otherwise
     #[arg(short, long)]
@@ -216,6 +225,8 @@ impl MountArgs {
             allow_other: self.allow_other,
             direct: self.direct_options()?,
             sandbox: self.sandbox,
+            missing: if self.degraded { Missing::LeftOut } else { Missing::Refused },
+            drive_timeout: Duration::from_secs(self.drive_timeout),
         })
     }
 }
@@ -302,7 +313,10 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
 
     let evidence = Arc::new(Evidence::new(evidence_config(config)));
     let no_such_gpus = evidence.check_map().map_err(Failure::bad_value)?;
-    let (backings, made) = backing::prepare(&config.backings, &config.mount_point, config.defaults)?;
+    // A daemon that takes over serves what there is: refusing would take the other drives' files, too.
+    let missing = if beginning.device.is_some() { Missing::LeftOut } else { config.missing };
+    let (backings, made) =
+        backing::prepare_with(&config.backings, &config.mount_point, config.defaults, missing)?;
     logging::start(log)?;
     for gpu in no_such_gpus {
         tracing::warn!("--gpu-map: this server has no GPU {gpu}; what is said of it has no effect");
@@ -313,7 +327,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         sandbox::drop_capabilities();
     }
     let (engine, io_engine_why) = io::engine(config.threads.get().min(4)).map_err(Failure::other)?;
-    for backing in backings.iter().filter(|b| !b.is_locked()) {
+    for backing in backings.iter().filter(|b| !b.is_locked() && !b.health.is_out()) {
         tracing::warn!(
             "backing {}: its file system has no locks, so nothing keeps a mount without :shared away from it",
             backing.path.display()
@@ -342,13 +356,15 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     fs.set_invalidator(session.invalidator());
     fs.set_data_changed(session.data_changed());
     session.entry_gone().and_then(|gone| fs.set_entry_gone(gone)).map_err(Failure::other)?;
-    let jobs = Jobs::new(Context {
+    let context = Arc::new(Context {
         fs: fs.clone(),
         direct: direct.clone(),
         mount_point: config.mount_point.clone(),
         defaults: config.defaults,
         decide: Box::new(session.decider(config.passthrough)),
     });
+    let drives = Drives::start(context.clone(), config.drive_timeout).map_err(Failure::other)?;
+    let jobs = Jobs::new(context, drives.clone());
     let mounted = session.mounted();
     let sandboxed = Arc::new(OnceLock::new());
     let about = About {
@@ -369,6 +385,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         .inspect_err(|_| mounted.detach())?;
     // Nothing fails from here on: what was made for the mount stays.
     made.keep();
+    backing::remember_members(&fs.backings());
     unmount_on_signal(signals, mounted.clone());
     if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
         tracing::warn!("no socket for descriptors in the mount: {e}");
@@ -392,6 +409,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     std::thread::spawn(move || rules.serve_rules());
     jobs.resume();
     let ended = running.wait();
+    drives.stop();
     jobs.stop();
     direct.shutdown();
     drop(control);

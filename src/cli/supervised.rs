@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::FdFlags;
 
 use super::Failure;
 use super::background::Parent;
@@ -90,8 +91,13 @@ impl SupervisedArgs {
         let first = beginning.device.is_none();
         // The pipe is there for the first daemon alone.
         let parent = match self.ready_fd.filter(|_| first) {
-            // SAFETY: the parent left it open for this process at this number.
-            Some(fd) => Parent::at(unsafe { OwnedFd::from_raw_fd(fd) }),
+            Some(fd) => {
+                // SAFETY: the parent left it open for this process at this number.
+                let pipe = unsafe { OwnedFd::from_raw_fd(fd) };
+                // What this process starts mustn't keep whoever waits at the other end.
+                rustix::io::fcntl_setfd(&pipe, FdFlags::CLOEXEC).map_err(Failure::other)?;
+                Parent::at(pipe)
+            }
             None => Parent::none(),
         };
         Ok(Some(Beginning { parent, ..beginning }))
@@ -120,6 +126,7 @@ pub(super) fn be_parent(ready: Option<OwnedFd>, started_in: Option<PathBuf>) -> 
         .map_err(|e| Failure::other(format!("kvfs's own executable can't be opened: {e}")))?;
     let mut ours: Vec<OsString> = vec!["--supervised".into()];
     if let Some(fd) = &ready {
+        rustix::io::fcntl_setfd(fd, FdFlags::empty()).map_err(Failure::other)?;
         ours.extend(["--ready-fd".into(), fd.as_raw_fd().to_string().into()]);
     }
     if let Some(dir) = started_in {

@@ -6,6 +6,7 @@
 //! answer, each one line of JSON.
 
 mod daemon;
+mod drives;
 mod jobs;
 mod server;
 mod status;
@@ -19,9 +20,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use daemon::Daemon;
+pub use drives::Drives;
 pub use jobs::{Context, JobKind, JobState, JobStatus, Jobs, Order, Removal};
 pub use server::Server;
-pub use status::{About, BackingStatus, IndexStatus, PassthroughStatus, RuleStatus, Status, Supervised};
+pub use status::{
+    About, BackingStatus, HealthStatus, IndexStatus, PassthroughStatus, RuleStatus, Status, Supervised,
+};
 
 /// A question or an order.
 #[derive(Clone, Debug, Serialize, Deserialize)]

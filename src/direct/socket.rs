@@ -117,7 +117,7 @@ pub(super) fn serve(
     device: (u32, u32),
 ) -> io::Result<()> {
     // Now: later this process may start nothing that makes a namespace.
-    let binding = Binding::start(&fs, &point)?;
+    let binding = Binding::start(&fs, &point, device)?;
     std::thread::Builder::new().name("kvfs-socket".into()).spawn(move || match binding.finish() {
         Ok(listener) => {
             sent.bound.store(true, Relaxed);
@@ -139,7 +139,7 @@ struct Binding {
 
 impl Binding {
     /// Starts it. It ends when the mount has answered it.
-    fn start(fs: &Fs, point: &Path) -> io::Result<Binding> {
+    fn start(fs: &Fs, point: &Path, (major, minor): (u32, u32)) -> io::Result<Binding> {
         let listener = nix::sys::socket::socket(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -147,7 +147,7 @@ impl Binding {
             None,
         )?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("kvfs").arg("bind-socket").arg(point);
+        command.arg0("kvfs").arg("bind-socket").arg(point).args([major, minor].map(|n| n.to_string()));
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let ours = listener.as_raw_fd();
         // SAFETY: dup2 is async-signal-safe, and clears the copy's close-on-exec flag.
@@ -185,8 +185,8 @@ impl Binding {
     }
 }
 
-/// The child: binds the socket that it was started with.
-pub(crate) fn bind_here(point: &Path) -> io::Result<()> {
+/// The child: binds the socket that it was started with. ENODEV where the mount with this device number is gone.
+pub(crate) fn bind_here(point: &Path, (major, minor): (u32, u32)) -> io::Result<()> {
     // Until the daemon is ready for it.
     io::copy(&mut io::stdin(), &mut io::sink())?;
     use nix::sched::{CloneFlags, unshare};
@@ -197,6 +197,10 @@ pub(crate) fn bind_here(point: &Path) -> io::Result<()> {
     nix::mount::mount(none, "/", none, private, none)?;
     // By a relative name: the length of a socket's path is bounded.
     std::env::set_current_dir(point)?;
+    // From here on it's this directory, whatever is unmounted: and that mustn't be what was below the mount.
+    if rustix::fs::stat(".")?.st_dev != rustix::fs::makedev(major, minor) {
+        return Err(Errno::NODEV.into());
+    }
     // SAFETY: the parent has put the socket there, and nothing else here uses it.
     let socket = unsafe { OwnedFd::from_raw_fd(CHILDS_FD) };
     let name = std::str::from_utf8(crate::fs::SOCKET_NAME).map_err(io::Error::other)?;

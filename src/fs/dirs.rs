@@ -55,19 +55,23 @@ impl Dirs {
 
     /// A backing has come.
     pub(super) fn enter(&self, backing: &Backing) -> std::io::Result<()> {
+        if backing.health.is_out() {
+            return Ok(());
+        }
         let root = Arc::new(backing.root().try_clone_to_owned()?);
         *self.trees[backing.slot.index()].root.write() = Some(root);
         Ok(())
     }
 
-    /// A backing goes: none of its directories stays open here.
+    /// A backing goes: none of its directories stays open here. They're closed under no lock: the last one that
+    /// is open of an unmounted file system may wait for its drive.
     pub(super) fn leave(&self, slot: Slot) {
-        *self.trees[slot.index()].root.write() = None;
+        let root = self.trees[slot.index()].root.write().take();
         let mut open = self.open.lock();
-        let gone: Vec<_> = open.iter().map(|(key, _)| *key).filter(|(at, _)| *at == slot).collect();
-        for key in gone {
-            open.pop(&key);
-        }
+        let keys: Vec<_> = open.iter().map(|(key, _)| *key).filter(|(at, _)| *at == slot).collect();
+        let gone: Vec<DirFd> = keys.iter().filter_map(|key| open.pop(key)).collect();
+        drop(open);
+        drop((root, gone));
     }
 
     /// The directory on the backing. ENOENT when it isn't there.

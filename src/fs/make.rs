@@ -246,7 +246,7 @@ impl Fs {
         while let Some((slot, decision)) = choose(&candidates) {
             let made = self.ensure_dir(slot, dir).and_then(|fd| {
                 let place = Place { slot, dir: fd, decision };
-                let lock = self.locks.lock(dir, name);
+                let lock = self.lock_to_make(dir, name)?;
                 if self.index.read().find(dir, name).is_some() {
                     return Err(Errno::EXIST.into());
                 }
@@ -265,6 +265,7 @@ impl Fs {
                     if let Ok(backing) = self.backing(slot) {
                         backing.space.distrust();
                     }
+                    self.noticed(e.slot().unwrap_or(slot), e.errno());
                     candidates.iter_mut().filter(|c| c.slot == slot.0).for_each(|c| c.usable = false);
                     failed = e;
                 }
@@ -325,6 +326,7 @@ impl Fs {
     fn copy_dir(&self, slot: Slot, dir: DirId, above: &DirFd, name: &[u8]) -> Result<()> {
         let on = Error::on(slot);
         let model = self.stat_dir(dir)?;
+        self.reach(slot)?;
         let above_stat = stat_fd(above).map_err(on)?;
         let owner = Caller { uid: model.uid, gid: model.gid, tid: 0 };
         let acting = Acting::as_caller(&owner);

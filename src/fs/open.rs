@@ -35,6 +35,8 @@ pub(super) struct OpenNode {
     fd_is_writable: bool,
     /// The same with `O_DIRECT`, for the ioctl path; `None` in it where that's refused.
     pub(super) direct: OnceLock<Option<OwnedFd>>,
+    /// Which time its drive is there, from [`OpenTable::epochs`].
+    pub(super) epoch: u64,
     /// A number of its own, never used again.
     pub(super) serial: u64,
     /// Room that it's expected to need, on its backing and in quotas, until its creator has closed it.
@@ -113,6 +115,7 @@ impl Fs {
         if let Some(opened) = self.opened_before(node) {
             return Ok(opened);
         }
+        self.reach(slot)?;
         let room = self.open.room(caller)?;
         let using = self.still.using(node);
         if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
@@ -292,6 +295,7 @@ impl Fs {
 
     /// A descriptor of a node, open or not, that attributes can be set through.
     pub(super) fn node_fd(&self, slot: Slot, ino: crate::index::PackedIno) -> Result<NodeFd> {
+        self.reach(slot)?;
         match self.open.find(NodeId::file(slot, ino)) {
             Some(open) => Ok(NodeFd::Open(open)),
             None => Ok(NodeFd::Path(self.open_path(slot, ino)?.0)),
@@ -333,7 +337,7 @@ impl Fs {
         if let Ok(backing) = self.backing(open.slot) {
             backing.space.written(promise, size);
             // Whether the next file finds room is found out while it's not waited for.
-            if !backing.space.has_room(backing.root()) {
+            if !backing.has_room() {
                 self.retention.kick();
             }
         }
@@ -422,6 +426,7 @@ impl OpenNode {
             fd,
             writable: OnceLock::new(),
             fd_is_writable,
+            epoch: 0,
             direct: OnceLock::new(),
             serial: SERIAL.fetch_add(1, Relaxed),
             promise: Mutex::new(None),

@@ -18,7 +18,7 @@ use slab::Slab;
 
 use super::open::{Handle, OpenNode};
 use super::{Caller, NodeId, Result};
-use crate::index::{Node, Slot};
+use crate::index::{MAX_BACKINGS, Node, Slot};
 use crate::shares::{Share, Shares};
 use crate::supervise::{self, HandleRecord, State};
 
@@ -42,6 +42,8 @@ pub(super) struct OpenTable {
     handles: RwLock<Slab<Arc<Handle>>>,
     /// How many handles there may be, of which each costs a few descriptors.
     shares: Arc<Shares>,
+    /// How often each backing has left, by slot: what was opened before is of no use afterwards.
+    epochs: [AtomicU64; MAX_BACKINGS],
     serial: AtomicU64,
     state: Option<Arc<State>>,
     /// What a daemon before this one has left, if there was one.
@@ -63,6 +65,7 @@ impl OpenTable {
             handles: RwLock::new(Slab::new()),
             // With its descriptors for writing and for direct I/O.
             shares: Shares::weighed("open files", handles.get(), 3),
+            epochs: [const { AtomicU64::new(0) }; MAX_BACKINGS],
             serial: AtomicU64::new(1),
             state,
             left: super::recover::Left::default(),
@@ -107,7 +110,8 @@ impl OpenTable {
     }
 
     /// Enters a record with its first open. If somebody was faster, theirs is taken.
-    pub(super) fn enter(&self, new: OpenNode) -> Arc<OpenNode> {
+    pub(super) fn enter(&self, mut new: OpenNode) -> Arc<OpenNode> {
+        new.epoch = self.epochs[new.slot.index()].load(Relaxed);
         let mut shard = self.shard(new.node).lock();
         let (open, count) = shard.entry(new.node).or_insert_with(|| (Arc::new(new), 0));
         *count += 1;
@@ -142,6 +146,7 @@ impl OpenTable {
             return;
         }
         shard.remove(&open.node);
+        let keep = keep && open.epoch == self.epochs[open.slot.index()].load(Relaxed);
         // Dropping a record closes files: not under the locks.
         let dropped =
             if keep { self.idle.lock().push(open.node, open).map(|(_, old)| old) } else { Some(open) };
@@ -204,6 +209,7 @@ impl OpenTable {
             let gone: Vec<NodeId> = table.iter().map(|(node, _)| *node).filter(on).collect();
             gone.iter().filter_map(|node| table.pop(node)).collect()
         }
+        self.epochs[slot.index()].fetch_add(1, Relaxed);
         // Dropped when no lock is held.
         drop((take(&self.idle, slot), take(&self.removed, slot), take(&self.moved, slot)));
         self.evicted.leave(slot);

@@ -132,8 +132,7 @@ impl Fs {
 
     /// Whether a backing would take a new file of so many bytes.
     pub(crate) fn has_room_for(&self, slot: Slot, bytes: u64) -> bool {
-        let free = |b: &crate::backing::Backing| b.space.spare(b.root());
-        self.backing(slot).is_ok_and(|b| b.state().takes_new_files() && free(&b) > bytes)
+        self.backing(slot).is_ok_and(|b| b.is_open_to_files() && b.spare() > bytes)
     }
 
     /// A file's path in the mount, for people.

@@ -127,6 +127,7 @@ impl Fs {
     ) -> Result<T> {
         let (slot, fd) = match node.node() {
             Some(Node::File(slot, ino)) => {
+                self.reach(slot)?;
                 let _using = self.still.using(node);
                 if changes {
                     self.changeable(slot)?;

@@ -10,6 +10,7 @@ use fuser::{Errno, FileHandle, FopenFlags, Generation, ReplyCreate, ReplyEntry, 
 use super::adapter::Adapter;
 use super::convert::{errno, file_attr, generation};
 use super::reply::ABSENT;
+use super::watch::is_too_late;
 use crate::fs::{self, Attr, Data, Fs, Op};
 use crate::index::NodeId;
 use crate::shares::Share;
@@ -70,6 +71,9 @@ impl Adapter {
         match catch_unwind(AssertUnwindSafe(|| handler(&self.fs))) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(e)) => {
+                if let Some(slot) = e.slot() {
+                    self.fs.noticed(slot, e.errno());
+                }
                 match e.level() {
                     tracing::Level::WARN => tracing::warn!("{}: {e}", op.name()),
                     tracing::Level::INFO => tracing::info!("{}: {e}", op.name()),
@@ -132,6 +136,8 @@ impl Adapter {
     /// Answers a create.
     pub(super) fn created(&self, reply: ReplyCreate, created: Result<(Attr, fs::Opened), Errno>) {
         match created {
+            // Nobody would close it.
+            Ok((_, opened)) if is_too_late() => self.fs.release(opened.fh),
             Ok((attr, opened)) => {
                 let (fh, file, generation) = (FileHandle(opened.fh), file_attr(&attr), generation(&attr));
                 let ttl = self.fs.ttl(attr.node);
