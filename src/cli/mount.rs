@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -366,12 +366,16 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     let drives = Drives::start(context.clone(), config.drive_timeout).map_err(Failure::other)?;
     let jobs = Jobs::new(context, drives.clone());
     let mounted = session.mounted();
-    let sandboxed = Arc::new(OnceLock::new());
+    if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
+        tracing::warn!("no socket for descriptors in the mount: {e}");
+    }
+    // Whatever needs more than the daemon has from here on has been started.
+    let sandbox = enter_sandbox(config.sandbox, &mounted);
     let about = About {
         mountpoint: config.mount_point.clone(),
         since: Instant::now(),
         log: logging::describe(log),
-        sandbox: sandboxed.clone(),
+        sandbox,
         io_engine_why,
         supervised: beginning.status(recovered),
     };
@@ -387,11 +391,6 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     made.keep();
     backing::remember_members(&fs.backings());
     unmount_on_signal(signals, mounted.clone());
-    if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
-        tracing::warn!("no socket for descriptors in the mount: {e}");
-    }
-    // Whatever needs more than the daemon has from here on has been started.
-    let _ = sandboxed.set(enter_sandbox(config.sandbox, &mounted));
     match &survival.state {
         Some(state) if state.is_recovered() => tracing::warn!(
             "daemon {} of {}: took over from one that {}; {} open files go on, {} could not be found again",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -206,8 +206,8 @@ pub struct About {
     pub since: Instant,
     /// Where the log goes.
     pub log: String,
-    /// What has come of the sandbox, as soon as that's known.
-    pub sandbox: Arc<OnceLock<String>>,
+    /// What has come of the sandbox.
+    pub sandbox: String,
     /// Why the engine isn't io_uring.
     pub io_engine_why: Option<String>,
     /// Who starts it again.
@@ -236,7 +236,7 @@ impl Status {
             mountpoint: about.mountpoint.clone(),
             uptime_s: about.since.elapsed().as_secs(),
             log: about.log.clone(),
-            sandbox: about.sandbox.get().cloned().unwrap_or_default(),
+            sandbox: about.sandbox.clone(),
             passthrough: overall(&backings),
             io_engine: fs.engine().name().into(),
             io_engine_why: about.io_engine_why.clone(),

@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+mod alone;
 mod keeper;
 mod parent;
 mod state;
