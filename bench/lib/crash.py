@@ -58,11 +58,9 @@ def _absent(point):
     return call
 
 
-def _reader(path, content):
-    file = os.open(path, os.O_RDONLY)
-
+def _reader(file, content):
     def call(_):
-        if os.pread(file, PIECE, 0) != content:
+        if os.pread(file.fileno(), PIECE, 0) != content:
             raise RuntimeError("other bytes")
     return call
 
@@ -90,8 +88,15 @@ def _ranks(samples):
 def _one(kvfs, kills):
     point, content = kvfs.point, os.urandom(PIECE)
     (point / "open").write_bytes(content)
-    callers = {"a name is asked for": Caller(_absent(point)),
-               "an open file is read": Caller(_reader(point / "open", content))}
+    with open(point / "open", "rb") as file:
+        pauses = _pauses(kvfs, kills, file, content)
+    os.unlink(point / "open")
+    return pauses
+
+
+def _pauses(kvfs, kills, file, content):
+    callers = {"a name is asked for": Caller(_absent(kvfs.point)),
+               "an open file is read": Caller(_reader(file, content))}
     pauses = {what: [] for what in callers}
     for caller in callers.values():
         caller.start()
@@ -112,7 +117,6 @@ def _one(kvfs, kills):
     for caller in callers.values():
         caller.over = True
         caller.join()
-    os.unlink(point / "open")
     return pauses
 
 
