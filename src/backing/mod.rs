@@ -5,12 +5,14 @@
 //! it resolves beneath it, without symbolic links and without crossing into another mount.
 
 mod device;
+mod error;
 mod health;
 mod job;
 mod marker;
 mod members;
 mod missing;
 pub mod mountinfo;
+mod overlap;
 mod probe;
 mod reopen;
 mod set;
@@ -30,13 +32,14 @@ use uuid::Uuid;
 
 use crate::index::Slot;
 pub use device::block_device;
+pub use error::SetupError;
 pub use health::{Alarm, Condition, Health, HealthCell, is_fault};
 pub use job::SavedJob;
 pub use marker::{MARKER, Marker, MarkerError, RESERVED_PREFIX, is_reserved};
 pub use members::remember_members;
 pub use missing::Missing;
 pub use set::{Backings, List};
-pub use setup::{Defaults, Made, SetupError, prepare, prepare_one, prepare_with};
+pub use setup::{Defaults, Made, prepare, prepare_one, prepare_with};
 pub use space::{Limit, MinFree, Promise, Room, Space, parse_bytes};
 pub use spec::Spec;
 pub use state::State;

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, memfd_create};
 use uuid::Uuid;
 
-use super::setup::{not_writable, open_backing};
+use super::error::not_writable;
+use super::setup::open_backing;
 use super::{Backing, Health, HealthCell, Made, Marker, MarkerError, SetupError, Space, Spec, StateCell};
 use crate::index::Slot;
 
