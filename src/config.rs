@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::backing::{Defaults, Limit, Spec, parse_bytes};
+use crate::backing::{Defaults, Limit, Missing, Spec, parse_bytes};
 use crate::direct::DirectOptions;
 use crate::placement::GpuMap;
 use crate::retention::RetentionOptions;
+use crate::sandbox::SandboxMode;
 
 /// Whether file data may be left to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -120,6 +121,12 @@ pub struct MountConfig {
     pub allow_other: bool,
     /// The ioctl fast path.
     pub direct: DirectOptions,
+    /// Whether the daemon gives up what it doesn't need.
+    pub sandbox: SandboxMode,
+    /// What is done about backings that aren't there.
+    pub missing: Missing,
+    /// A drive that takes longer to answer hangs.
+    pub drive_timeout: Duration,
 }
 
 /// The backings in a `--backing` value: separated by commas, each perhaps with `file://` in front as LMCache

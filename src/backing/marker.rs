@@ -5,10 +5,9 @@
 //! time, or only mounts that share it (`flock` on the marker, given back by the kernel when the daemon ends in
 //! whatever way).
 
-use std::fmt;
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
@@ -36,14 +35,6 @@ pub enum MarkerError {
         "its marker {MARKER} is damaged ({0}); restore it, or remove it to give the backing a new identity"
     )]
     Damaged(String),
-    /// It was there when the mount began, and isn't any more.
-    #[error("its marker {MARKER} is missing; is its drive mounted? mount it there again")]
-    Missing,
-    /// The backing that the mount has there is another one.
-    #[error(
-        "its marker {MARKER} is another backing's than {0}, which the mount has there; mount its own drive there again"
-    )]
-    Other(Uuid),
     /// Another daemon holds it.
     #[error("another kvfs mount is using it; unmount that one first (`kvfs status` lists mounts)")]
     InUse,
@@ -56,6 +47,17 @@ pub enum MarkerError {
     /// The disk said no.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+/// The identity in a directory's marker, if it has one that can be read. Nothing is locked.
+pub(super) fn identity_of(dir: impl AsFd) -> Result<Uuid, MarkerError> {
+    let mut text = String::new();
+    let mut file = open_existing(&dir)?.take(4096);
+    file.read_to_string(&mut text).map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => MarkerError::Damaged(e.to_string()),
+        _ => e.into(),
+    })?;
+    parse(&text)
 }
 
 /// A backing's marker, locked for this process.
@@ -74,53 +76,53 @@ impl Marker {
     /// Reads the marker of the backing `path`, whose directory is open as `root`, or makes one; and locks it, for
     /// this mount alone or with others that share it.
     pub fn open(path: &Path, root: impl AsFd, shared: bool) -> Result<Marker, MarkerError> {
-        let mut created = false;
-        let file = match open_existing(&root) {
-            Ok(file) => file,
+        match open_existing(&root) {
+            Ok(file) => Marker::read(file, false, shared),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                created = true;
                 create(path)?;
-                open_existing(&root)?
+                Marker::read(open_existing(&root)?, true, shared)
             }
-            Err(e) => return Err(e.into()),
-        };
-        let locked = lock(&file, shared)?;
-        Ok(Marker { id: read(&file)?, created, locked, file })
+            Err(e) => Err(e.into()),
+        }
     }
 
-    /// The marker of a backing that a daemon before had, with the lock that was `kept` for this one if there is
-    /// one. It's never made anew.
-    pub fn reopen(
-        root: impl AsFd,
-        id: Uuid,
-        shared: bool,
-        kept: Option<OwnedFd>,
-    ) -> Result<Marker, MarkerError> {
-        let file = match open_existing(&root) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(MarkerError::Missing),
-            file => file?,
-        };
-        let same = |kept: &File| match (kept.metadata(), file.metadata()) {
-            (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-            _ => false,
-        };
-        let (file, locked) = match kept.map(File::from).filter(same) {
-            Some(kept) => (kept, true),
-            None => {
-                let locked = lock(&file, shared)?;
-                (file, locked)
-            }
-        };
-        if read(&file)? != id {
-            return Err(MarkerError::Other(id));
+    /// The same of a backing that has one.
+    pub fn open_again(root: impl AsFd, shared: bool) -> Result<Marker, MarkerError> {
+        Marker::read(open_existing(&root)?, false, shared)
+    }
+
+    /// The same, with the lock that was `kept` of it, unless another file is there by now.
+    pub fn open_kept(root: impl AsFd, shared: bool, kept: BorrowedFd<'_>) -> Result<Marker, MarkerError> {
+        let file = open_existing(&root)?;
+        let kept = File::from(kept.try_clone_to_owned()?);
+        let (there, ours) = (file.metadata()?, kept.metadata()?);
+        if (there.dev(), there.ino()) != (ours.dev(), ours.ino()) {
+            return Marker::read(file, false, shared);
         }
-        Ok(Marker { id, created: false, locked, file })
+        Ok(Marker { id: identity(&kept)?, created: false, locked: true, file: kept })
+    }
+
+    /// For a backing whose drive isn't there: `file` is no file of it.
+    pub fn stand_in(id: Uuid, file: File) -> Marker {
+        Marker { id, created: false, locked: false, file }
+    }
+
+    fn read(file: File, created: bool, shared: bool) -> Result<Marker, MarkerError> {
+        let locked = lock(&file, shared)?;
+        Ok(Marker { id: identity(&file)?, created, locked, file })
     }
 
     /// The marker's file: a regular file of the backing that is always there, to probe the backing with.
     pub fn file(&self) -> &File {
         &self.file
     }
+}
+
+/// The identity in a marker, from its beginning, wherever a daemon before has read to.
+fn identity(file: &File) -> Result<Uuid, MarkerError> {
+    let mut bytes = [0; 4096];
+    let len = file.read_at(&mut bytes, 0)?;
+    parse(std::str::from_utf8(&bytes[..len]).map_err(|e| MarkerError::Damaged(e.to_string()))?)
 }
 
 /// Whether it could be locked. Network file systems may have no locks: a backing that's shared anyway goes
@@ -140,15 +142,6 @@ fn lock(file: &File, shared: bool) -> Result<bool, MarkerError> {
         Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) if shared => Ok(false),
         Err(e) => Err(io::Error::from(e).into()),
     }
-}
-
-/// The identity in it.
-fn read(file: &File) -> Result<Uuid, MarkerError> {
-    let mut bytes = [0; 4096];
-    let damaged = |e: &dyn fmt::Display| MarkerError::Damaged(e.to_string());
-    // From its beginning, wherever a daemon before has read to.
-    let len = file.read_at(&mut bytes, 0).map_err(|e| damaged(&e))?;
-    parse(std::str::from_utf8(&bytes[..len]).map_err(|e| damaged(&e))?)
 }
 
 fn open_existing(root: impl AsFd) -> io::Result<File> {
@@ -232,19 +225,14 @@ mod tests {
         let (id, kept) = (first.id, first.file().as_fd().try_clone_to_owned().unwrap());
         drop(first);
         assert!(matches!(open(dir.path()), Err(MarkerError::InUse)), "whoever keeps it has it");
-        let mine = || kept.try_clone().unwrap();
-        let other = Uuid::new_v4();
-        assert!(matches!(Marker::reopen(&root, other, false, Some(mine())), Err(MarkerError::Other(_))));
-        assert!(matches!(Marker::reopen(&root, id, false, None), Err(MarkerError::InUse)));
-        let again = Marker::reopen(&root, id, false, Some(mine())).unwrap();
+        assert!(matches!(Marker::open_again(&root, false), Err(MarkerError::InUse)));
+        let again = Marker::open_kept(&root, false, kept.as_fd()).unwrap();
         drop(kept);
-        assert!(again.locked && matches!(open(dir.path()), Err(MarkerError::InUse)));
+        assert!(again.locked && again.id == id && matches!(open(dir.path()), Err(MarkerError::InUse)));
         // Another file is there by now: what was kept is no lock of it.
         std::fs::rename(dir.path().join(MARKER), dir.path().join("old")).unwrap();
-        assert!(matches!(Marker::reopen(&root, id, false, None), Err(MarkerError::Missing)));
         std::fs::copy(dir.path().join("old"), dir.path().join(MARKER)).unwrap();
-        let kept = again.file().as_fd().try_clone_to_owned().unwrap();
-        let new = Marker::reopen(&root, id, false, Some(kept)).unwrap();
+        let new = Marker::open_kept(&root, false, again.file().as_fd()).unwrap();
         assert!(new.locked && matches!(open(dir.path()), Err(MarkerError::InUse)));
     }
 

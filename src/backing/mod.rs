@@ -1,14 +1,21 @@
-//! One backing: a directory on a drive, with its identity, its room and its state.
+//! One backing: a directory on a drive, with its identity, its room, its state and its health.
 //!
 //! What always holds: a backing is used through the directory that was open when the mount started (`root`),
 //! never through its path again, so a renamed or over-mounted path changes nothing; and every access below
 //! it resolves beneath it, without symbolic links and without crossing into another mount.
 
 mod device;
+mod error;
+mod health;
 mod job;
 mod marker;
+mod members;
+mod missing;
 pub mod mountinfo;
+mod overlap;
+mod probe;
 mod record;
+mod reopen;
 mod set;
 mod setup;
 mod space;
@@ -18,19 +25,24 @@ mod state;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::index::Slot;
 use crate::supervise::{Keeper, Tag};
 pub use device::block_device;
+pub use error::SetupError;
+pub use health::{Alarm, Condition, Health, HealthCell, is_fault};
 pub use job::SavedJob;
 pub use marker::{MARKER, Marker, MarkerError, RESERVED_PREFIX, is_reserved};
+pub use members::remember_members;
+pub use missing::Missing;
 pub use record::{Drain, SetRecord, restore};
 pub use set::{Backings, List};
-pub use setup::{Defaults, Made, SetupError, prepare, prepare_one};
+pub use setup::{Defaults, Made, prepare, prepare_one, prepare_with};
 pub use space::{Limit, MinFree, Promise, Room, Space, parse_bytes};
 pub use spec::Spec;
 pub use state::State;
@@ -60,13 +72,21 @@ pub struct Backing {
     /// or the kernel can't tell).
     pub dio_align: u32,
     /// Its room.
-    pub space: Space,
+    pub space: Arc<Space>,
     /// Its size in bytes when it was opened: its weight in placement.
     pub weight: u64,
     /// Other nodes change it too: nothing that is known of it lasts.
     pub shared: bool,
     /// Whether kvfs may evict from it.
     pub evictable: bool,
+    /// How its drive is.
+    pub health: Arc<HealthCell>,
+    /// The mount that it's in, in `/proc/self/mountinfo`; `None` where that shows no such mount.
+    pub mount_id: Option<u64>,
+    /// Whether nothing of its drive is open: this stands in for it.
+    pub is_stand_in: bool,
+    /// What the operator said of it, the mount's defaults included.
+    spec: Spec,
     state: StateCell,
     marker: Marker,
     root: OwnedFd,
@@ -112,13 +132,6 @@ impl Backing {
         let _ = self.passthrough.set(state);
     }
 
-    /// Whether the drive answers: a read of the marker, which a file system that was shut down refuses even
-    /// where `statfs` and `stat` still work.
-    pub fn probe(&self) -> io::Result<()> {
-        rustix::io::pread(self.probe_file(), &mut [0u8; 1], 0)?;
-        Ok(())
-    }
-
     /// What it takes, as the operator has set it.
     pub fn state(&self) -> State {
         self.state.get()
@@ -129,9 +142,29 @@ impl Backing {
         self.state.set(state);
     }
 
+    /// Whether new files may be put here, if there's room.
+    pub fn is_open_to_files(&self) -> bool {
+        self.state().takes_new_files() && self.health.takes_changes()
+    }
+
     /// Whether new files may be put here.
     pub fn takes_new_files(&self) -> bool {
-        self.state().takes_new_files() && self.space.has_room(self.root())
+        self.is_open_to_files() && self.has_room()
+    }
+
+    /// What it has now.
+    pub fn room(&self) -> io::Result<Room> {
+        if self.health.is_out() { Err(Errno::IO.into()) } else { self.space.room(self.root()) }
+    }
+
+    /// What new files may still use, in bytes; 0 where the drive is out.
+    pub fn spare(&self) -> u64 {
+        if self.health.is_out() { 0 } else { self.space.spare(self.root()) }
+    }
+
+    /// Whether there's room for a file like those before it.
+    pub fn has_room(&self) -> bool {
+        !self.health.is_out() && self.space.has_room(self.root())
     }
 
     /// Opens the directory `path` (relative, below the root; empty for the root itself).

@@ -5,12 +5,17 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, StatxFlags, statx};
 
 /// One line of mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
+    /// The mount's own number, which no other has as long as anything of it is open.
+    pub id: u64,
     /// `major:minor` of the file system (`st_dev`); for FUSE the minor is the connection's number in
     /// `/sys/fs/fuse/connections`.
     pub device: (u32, u32),
@@ -32,6 +37,15 @@ pub fn mounts() -> io::Result<Vec<Mount>> {
 /// The mount at exactly `point` (an absolute path without symbolic links): the topmost one.
 pub fn mounted_at(point: &Path) -> io::Result<Option<Mount>> {
     Ok(mounts()?.into_iter().rev().find(|mount| mount.point == point))
+}
+
+/// The mount that an open file is in, if this process can see it.
+pub fn of(file: impl AsFd) -> Option<Mount> {
+    // STATX_MNT_ID, Linux 5.8 (include/uapi/linux/stat.h).
+    let wanted = StatxFlags::from_bits_retain(0x1000);
+    let stat = statx(file, c"", AtFlags::EMPTY_PATH, wanted).ok()?;
+    let is_told = stat.stx_mask & wanted.bits() != 0;
+    mounts().ok()?.into_iter().find(|mount| is_told && mount.id == stat.stx_mnt_id)
 }
 
 /// The mount that somebody means by `path`: at that place, or where a symbolic link leads. Looks at the place
@@ -64,12 +78,14 @@ pub fn inside(path: &Path) -> io::Result<Option<(Mount, PathBuf)>> {
 
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|b| *b == b' ');
-    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = std::str::from_utf8(fields.nth(1)?).ok()?;
     let (major, minor) = device.split_once(':')?;
     let root = unescape(fields.next()?);
     let point = unescape(fields.next()?);
     let mut after = fields.skip_while(|field| *field != b"-").skip(1);
     Some(Mount {
+        id,
         device: (major.parse().ok()?, minor.parse().ok()?),
         root: root.into(),
         point: point.into(),
@@ -118,7 +134,7 @@ mod tests {
     fn reads_a_line() {
         let line = br"36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 - ext3 /dev/ro\134ot rw,errors=continue";
         let mount = parse(line).unwrap();
-        assert_eq!(mount.device, (98, 0));
+        assert_eq!((mount.id, mount.device), (36, (98, 0)));
         assert_eq!(mount.root, Path::new("/mnt1"));
         assert_eq!(mount.point, Path::new("/mnt 2"));
         assert_eq!(mount.fs_type, "ext3");

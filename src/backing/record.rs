@@ -5,23 +5,24 @@
 //! that comes is in the record before anyone can see anything of it, and one that goes until nobody can.
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::setup::{assemble, of_marker, open_root};
-use super::{Backing, Defaults, Limit, Marker, MinFree, SetupError, Spec, State};
+use super::reopen::Marking;
+use super::setup::open_backing;
+use super::{Backing, Defaults, Limit, Made, MinFree, SetupError, Spec, State};
 use crate::index::Slot;
 
 /// The set.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SetRecord(Vec<SlotRecord>);
 
 /// A slot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct SlotRecord {
     id: Uuid,
     /// `None` when it has gone.
@@ -36,16 +37,17 @@ pub struct Drain {
 }
 
 /// A backing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct BackingRecord {
     path: Vec<u8>,
     shared: bool,
-    evictable: bool,
+    evict: bool,
     /// Without a drain; of one that's drained what it was before.
     state: State,
     drain: Option<Drain>,
-    min_free: u64,
-    capacity: Option<u64>,
+    min_free: Option<MinFree>,
+    capacity: Option<Limit>,
+    /// 0 where its drive hasn't been there.
     weight: u64,
     /// The kernel hasn't heard of all that it has brought.
     joining: bool,
@@ -81,11 +83,11 @@ impl SetRecord {
         let there = BackingRecord {
             path: backing.path.as_os_str().as_bytes().to_owned(),
             shared: backing.shared,
-            evictable: backing.evictable,
+            evict: backing.spec.evict,
             state,
             drain,
-            min_free: backing.space.min_free,
-            capacity: backing.space.capacity,
+            min_free: backing.spec.min_free,
+            capacity: backing.spec.capacity,
             weight: backing.weight,
             joining,
             leaving: None,
@@ -100,6 +102,14 @@ impl SetRecord {
     /// A backing is about to join, in the slot that its identity has or in the next.
     pub fn joins(&mut self, backing: &Backing) {
         self.enter(backing, true);
+    }
+
+    /// A drive that wasn't there has come, with this identity.
+    pub fn came(&mut self, backing: &Backing) {
+        if let Some(place) = self.0.get_mut(backing.slot.index()) {
+            place.id = backing.id();
+        }
+        self.change(backing.slot, |there| there.weight = backing.weight);
     }
 
     /// All have heard of it.
@@ -161,41 +171,59 @@ impl SetRecord {
     }
 }
 
-/// Opens the backings of a set again; `kept` are the locks of their markers.
+/// Opens the backings of a set again; `kept` are the locks of their markers. Something stands in for those that
+/// can't be: refusing would take the other drives' files, too.
 pub fn restore(
     set: &SetRecord,
     mut kept: impl FnMut(Slot) -> Option<OwnedFd>,
 ) -> Result<Vec<Backing>, SetupError> {
-    let mut backings = Vec::new();
+    let (mut backings, mut last) = (Vec::new(), None);
     for (at, slot) in set.0.iter().enumerate() {
-        if let Some(there) = &slot.there {
-            let at = Slot(at as u8);
-            backings.push(there.open(at, slot.id, kept(at))?);
-        }
+        let (Some(there), at) = (&slot.there, Slot(at as u8)) else { continue };
+        let kept = kept(at);
+        let opened = there.open(at, slot.id, kept.as_ref());
+        backings.push(opened.or_else(|e| {
+            tracing::warn!("{e}; going on without it");
+            let absent = Backing::absent(at, slot.id, there.spec());
+            let absent = absent.map_err(|e| SetupError::Io(there.spec().path, e));
+            last = Some(e);
+            absent
+        })?);
     }
-    if backings.is_empty() { Err(SetupError::None) } else { Ok(backings) }
+    if backings.iter().any(|backing| !backing.is_stand_in) {
+        return Ok(backings);
+    }
+    Err(last.unwrap_or(SetupError::None))
 }
 
 impl BackingRecord {
-    fn open(&self, slot: Slot, id: Uuid, kept: Option<OwnedFd>) -> Result<Backing, SetupError> {
+    fn spec(&self) -> Spec {
         let path: &Path = OsStr::from_bytes(&self.path).as_ref();
-        let root = open_root(path)?;
-        let marker = Marker::reopen(&root, id, self.shared, kept).map_err(|e| of_marker(path, e))?;
-        let spec = Spec {
+        Spec {
             shared: self.shared,
-            evict: self.shared && self.evictable,
+            evict: self.evict,
             // What is about to go, or is being emptied, gets no new files.
             state: match (self.drain, self.leaving) {
                 (None, None) => self.state,
                 _ => State::Draining,
             },
-            min_free: Some(MinFree::Bytes(self.min_free)),
-            capacity: self.capacity.map(Limit::Bytes),
+            min_free: self.min_free,
+            capacity: self.capacity,
             ..Spec::from(PathBuf::from(path))
+        }
+    }
+
+    fn open(&self, slot: Slot, id: Uuid, kept: Option<&OwnedFd>) -> Result<Backing, SetupError> {
+        let marking = match kept {
+            Some(kept) => Marking::Kept(id, kept.as_fd()),
+            None => Marking::Again(id),
         };
-        let backing = assemble(slot, path, &spec, Defaults::default(), root, marker)?;
+        let (spec, defaults) = (self.spec(), Defaults::default());
+        let backing =
+            open_backing(|_| Some(slot), &spec.path, &spec, defaults, marking, &mut Made::default())?;
         // As it was counted when it joined: names hash by it.
-        Ok(Backing { weight: self.weight, ..backing })
+        let weight = if self.weight > 0 { self.weight } else { backing.weight };
+        Ok(Backing { weight, ..backing })
     }
 }
 
@@ -234,9 +262,11 @@ mod tests {
         let expected = [(0, State::ReadOnly), (2, State::Draining), (3, State::Draining)];
         assert_eq!(seen, expected.map(|(at, state)| (Slot(at), state, ids[usize::from(at)])));
         drop(again);
-        // Nothing is made where a drive isn't mounted.
+        // Something stands in for what isn't there, and nothing is made in its place.
         std::fs::remove_file(tmp.path().join("a").join(super::super::MARKER)).unwrap();
-        assert!(matches!(restore(&set, |_| None), Err(SetupError::BadMarker(..))));
+        let again = restore(&set, |_| None).unwrap();
+        let away: Vec<_> = again.iter().map(|b| (b.is_stand_in, b.id())).collect();
+        assert_eq!(away, [(true, ids[0]), (false, ids[2]), (false, ids[3])]);
         assert_eq!(std::fs::read_dir(tmp.path().join("a")).unwrap().count(), 0);
         assert_eq!(SetRecord::parse(b"\xff\xff"), None);
     }

@@ -105,6 +105,19 @@ impl Backings {
         backing
     }
 
+    /// Puts something else into the slot of a backing, which is returned: its stand-in, or itself again. `None`,
+    /// and nothing was done, if it was removed meanwhile.
+    pub fn replace(&self, backing: Backing) -> Option<(Arc<Backing>, Arc<Backing>)> {
+        let backing = Arc::new(backing);
+        let at = backing.slot.index();
+        let mut ever = self.ever.lock();
+        let mut list = Vec::clone(&self.list.load());
+        let before = list.get_mut(at)?.replace(backing.clone())?;
+        ever[at] = backing.id();
+        self.list.store(Arc::new(list));
+        Some((backing, before))
+    }
+
     /// Takes a backing out.
     pub fn remove(&self, slot: Slot) -> Option<Arc<Backing>> {
         let _ever = self.ever.lock();

@@ -6,69 +6,23 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, Mode, OFlags, StatVfsMountFlags, accessat, fstatvfs, open};
 
+use super::error::not_writable;
+use super::missing::{Missing, find_missing};
+use super::overlap::{check_overlap, check_same_inode, fs_path};
+use super::reopen::{Marking, open_marker};
 use super::{
-    Backing, Limit, Marker, MarkerError, MinFree, Room, Space, Spec, StateCell, dio_align, mountinfo,
+    Backing, HealthCell, Limit, MinFree, Room, SetupError, Space, Spec, StateCell, dio_align, mountinfo,
 };
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::index::{MAX_BACKINGS, Slot};
-
-/// Why a list of backings can't be used. Each message is one sentence that names the value and the way out.
-#[derive(Debug, thiserror::Error)]
-pub enum SetupError {
-    /// No backing was named.
-    #[error("no backing given; name at least one directory: --backing /nvme0/kv,/nvme1/kv")]
-    None,
-    /// More than a mount can have.
-    #[error("{0} backings given; a mount can have at most {MAX_BACKINGS}")]
-    TooMany(usize),
-    /// All slots of the mount were used.
-    #[error("this mount has had {MAX_BACKINGS} backings, and can't have another; unmount and mount it again")]
-    NoSlot,
-    /// The same directory twice.
-    #[error("backing {0} is the same directory as backing {1}; name each directory once")]
-    Duplicate(PathBuf, PathBuf),
-    /// One inside another.
-    #[error("backing {0} lies inside backing {1}; choose directories that don't contain each other")]
-    Nested(PathBuf, PathBuf),
-    /// It overlaps with the mount point.
-    #[error("backing {backing} {relation} mount point {point}; choose a mount point outside all backings")]
-    MountPoint {
-        /// The backing.
-        backing: PathBuf,
-        /// How they overlap, as a verb.
-        relation: &'static str,
-        /// The mount point.
-        point: PathBuf,
-    },
-    /// Something else is at that path.
-    #[error("backing {0} is not a directory; name a directory, or a path that doesn't exist yet")]
-    NotADirectory(PathBuf),
-    /// It can't be written.
-    #[error("backing {0} is not writable for this user ({1}); change its owner or mode, or mount as root")]
-    NotWritable(PathBuf, io::Error),
-    /// Its file system is mounted read-only.
-    #[error("backing {0} is on a read-only file system; remount it read-write (mount -o remount,rw)")]
-    ReadOnly(PathBuf),
-    /// Another daemon has it.
-    #[error("backing {0}: {1}")]
-    InUse(PathBuf, MarkerError),
-    /// Its identity can't be told.
-    #[error("backing {0}: {1}")]
-    BadMarker(PathBuf, MarkerError),
-    /// Two backings say they are the same one.
-    #[error("backings {0} and {1} have the same identity in their markers, so one is a copy of the other; remove {marker} from the copy", marker = super::MARKER)]
-    SameIdentity(PathBuf, PathBuf),
-    /// It couldn't be made or opened.
-    #[error("backing {0} can't be used: {1}")]
-    Io(PathBuf, io::Error),
-}
 
 /// What preparing the backings has made. Dropped, it's taken back; a mount that succeeds keeps it.
 #[derive(Debug, Default)]
@@ -105,6 +59,17 @@ pub struct Defaults {
     pub capacity: Option<Limit>,
 }
 
+impl Defaults {
+    /// What was said of a backing, with what holds for it otherwise.
+    fn complete(self, spec: Spec) -> Spec {
+        Spec {
+            min_free: Some(spec.min_free.unwrap_or(self.min_free)),
+            capacity: spec.capacity.or(self.capacity),
+            ..spec
+        }
+    }
+}
+
 impl Default for Defaults {
     fn default() -> Defaults {
         Defaults { min_free: MinFree::Default, capacity: None }
@@ -117,18 +82,68 @@ pub fn prepare(
     mount_point: &Path,
     defaults: Defaults,
 ) -> Result<(Vec<Backing>, Made), SetupError> {
+    prepare_with(specs, mount_point, defaults, Missing::Refused)
+}
+
+/// The same; `missing` says what is done about backings that aren't there.
+pub fn prepare_with(
+    specs: &[Spec],
+    mount_point: &Path,
+    defaults: Defaults,
+    missing: Missing,
+) -> Result<(Vec<Backing>, Made), SetupError> {
     if specs.is_empty() {
         return Err(SetupError::None);
     }
     if specs.len() > MAX_BACKINGS {
         return Err(SetupError::TooMany(specs.len()));
     }
+    let mut away = find_missing(specs)?;
+    if missing == Missing::Refused || away.iter().all(Option::is_some) {
+        // Who is left out must be wanted so, and somebody must be left.
+        if let Some(away) = away.iter_mut().find_map(Option::take) {
+            return Err(away.error);
+        }
+    }
+    let ids: Vec<Option<Uuid>> = away.iter().map(|away| away.as_ref().map(|away| away.id)).collect();
+    prepare_all(specs, &ids, mount_point, defaults, missing)
+}
+
+/// Makes those ready that aren't away.
+fn prepare_all(
+    specs: &[Spec],
+    away: &[Option<Uuid>],
+    mount_point: &Path,
+    defaults: Defaults,
+    missing: Missing,
+) -> Result<(Vec<Backing>, Made), SetupError> {
+    let there: Vec<Spec> =
+        specs.iter().zip(away).filter(|(_, away)| away.is_none()).map(|(spec, _)| spec.clone()).collect();
     let mut made = Made::default();
-    let canonical = make_ready(specs, mount_point, &mut made)?;
+    let mut canonical = make_ready(&there, mount_point, &mut made)?.into_iter();
     let mut backings: Vec<Backing> = Vec::with_capacity(specs.len());
-    for (slot, (path, spec)) in canonical.iter().zip(specs).enumerate() {
-        let backing = open_backing(|_| Some(Slot(slot as u8)), path, spec, defaults, &mut made)?;
-        if let Some(twin) = backings.iter().find(|other| other.id() == backing.id()) {
+    for (slot, (spec, away)) in specs.iter().zip(away).enumerate() {
+        let slot = Slot(slot as u8);
+        let absent = |id| {
+            let path = resolve(&spec.path).unwrap_or_else(|_| spec.path.clone());
+            let of_spec = defaults.complete(Spec { path, ..spec.clone() });
+            Backing::absent(slot, id, of_spec).map_err(|e| SetupError::Io(spec.path.clone(), e))
+        };
+        let backing = match away {
+            Some(id) => absent(*id)?,
+            None => {
+                let path = canonical.next().ok_or(SetupError::None)?;
+                match open_backing(|_| Some(slot), &path, spec, defaults, Marking::Make, &mut made) {
+                    Err(e) if missing == Missing::LeftOut && e.is_of_the_drive() => {
+                        tracing::warn!("{e}; going on without it");
+                        absent(Uuid::nil())?
+                    }
+                    opened => opened?,
+                }
+            }
+        };
+        let is_twin = |other: &&Backing| other.id() == backing.id() && !backing.id().is_nil();
+        if let Some(twin) = backings.iter().find(is_twin) {
             return Err(SetupError::SameIdentity(twin.path.clone(), backing.path));
         }
         backings.push(backing);
@@ -154,7 +169,7 @@ pub fn prepare_one(
         fs::set_permissions(dir, mode).map_err(|e| SetupError::Io(dir.clone(), e))?;
     }
     let path = canonical.pop().ok_or(SetupError::None)?;
-    let backing = open_backing(slot, &path, spec, defaults, &mut made)?;
+    let backing = open_backing(slot, &path, spec, defaults, Marking::Make, &mut made)?;
     Ok((backing, made))
 }
 
@@ -178,7 +193,7 @@ fn make_ready(specs: &[Spec], mount_point: &Path, made: &mut Made) -> Result<Vec
 }
 
 /// The path made absolute, with the part of it that exists freed from symbolic links and dots.
-fn resolve(path: &Path) -> Result<PathBuf, SetupError> {
+pub(super) fn resolve(path: &Path) -> Result<PathBuf, SetupError> {
     let io = |e| SetupError::Io(path.to_owned(), e);
     let absolute = std::path::absolute(path).map_err(io)?;
     let mut missing = Vec::new();
@@ -201,82 +216,6 @@ fn resolve(path: &Path) -> Result<PathBuf, SetupError> {
     }
 }
 
-/// Refuses overlapping paths; `place` says where a path really is.
-fn check_overlap<P>(paths: &[PathBuf], mount_point: &Path, place: P) -> Result<(), SetupError>
-where
-    P: Fn(&Path) -> Result<PathBuf, SetupError>,
-{
-    let places: Vec<PathBuf> = paths.iter().map(|p| place(p)).collect::<Result<_, _>>()?;
-    let point = place(mount_point)?;
-    for (i, one) in places.iter().enumerate() {
-        for (j, other) in places.iter().enumerate().take(i) {
-            if one == other {
-                return Err(SetupError::Duplicate(paths[i].clone(), paths[j].clone()));
-            }
-            // `starts_with` goes by whole components: /mnt/nvme10 doesn't start with /mnt/nvme1.
-            if one.starts_with(other) {
-                return Err(SetupError::Nested(paths[i].clone(), paths[j].clone()));
-            }
-            if other.starts_with(one) {
-                return Err(SetupError::Nested(paths[j].clone(), paths[i].clone()));
-            }
-        }
-        let relation = if *one == point {
-            "is the"
-        } else if one.starts_with(&point) {
-            "lies below the"
-        } else if point.starts_with(one) {
-            "contains the"
-        } else {
-            continue;
-        };
-        return Err(SetupError::MountPoint {
-            backing: paths[i].clone(),
-            relation,
-            point: mount_point.to_owned(),
-        });
-    }
-    Ok(())
-}
-
-/// The path inside its file system, with the file system's number in front: the same for every bind mount.
-fn fs_path(path: &Path) -> Result<PathBuf, SetupError> {
-    let inside = mountinfo::inside(path).map_err(|e| SetupError::Io(path.to_owned(), e))?;
-    Ok(match inside {
-        Some((mount, inner)) => {
-            let device = format!("{}:{}", mount.device.0, mount.device.1);
-            Path::new(&device).join(inner.strip_prefix("/").unwrap_or(&inner))
-        }
-        None => path.to_owned(),
-    })
-}
-
-fn check_same_inode(paths: &[PathBuf], mount_point: &Path) -> Result<(), SetupError> {
-    let id = |path: &Path| {
-        fs::metadata(path).map(|m| (m.dev(), m.ino())).map_err(|e| SetupError::Io(path.to_owned(), e))
-    };
-    let ids: Vec<_> = paths.iter().map(|p| id(p)).collect::<Result<_, _>>()?;
-    // Where our own mount is by now, looking at it would be waiting for ourselves; and it's no backing.
-    let mounted = mountinfo::mounted_at(mount_point).ok().flatten();
-    let point = match mounted.is_some_and(|mount| mount.fs_type.starts_with("fuse.kvfs")) {
-        true => None,
-        false => Some(id(mount_point)?),
-    };
-    for (i, one) in ids.iter().enumerate() {
-        if let Some(j) = ids[..i].iter().position(|other| other == one) {
-            return Err(SetupError::Duplicate(paths[i].clone(), paths[j].clone()));
-        }
-        if Some(*one) == point {
-            return Err(SetupError::MountPoint {
-                backing: paths[i].clone(),
-                relation: "is the",
-                point: mount_point.to_owned(),
-            });
-        }
-    }
-    Ok(())
-}
-
 /// Makes the directory and what is missing above it.
 fn make_dir(path: &Path, made: &mut Made) -> Result<(), SetupError> {
     match fs::metadata(path) {
@@ -296,90 +235,72 @@ fn make_dir(path: &Path, made: &mut Made) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn open_backing(
+pub(super) fn open_backing(
     slot: impl Fn(Uuid) -> Option<Slot>,
     path: &Path,
     spec: &Spec,
     defaults: Defaults,
+    marking: Marking<'_>,
     made: &mut Made,
 ) -> Result<Backing, SetupError> {
-    let root = open_root(path)?;
-    let marker = Marker::open(path, &root, spec.shared).map_err(|e| of_marker(path, e))?;
-    if marker.created {
-        made.markers.push(path.join(super::MARKER));
-    }
-    let slot = slot(marker.id).ok_or(SetupError::NoSlot)?;
-    assemble(slot, path, spec, defaults, root, marker)
-}
-
-/// What is wrong with a marker, of which backing.
-pub(super) fn of_marker(path: &Path, e: MarkerError) -> SetupError {
-    match e {
-        MarkerError::Io(e) => not_writable(path, e),
-        e @ (MarkerError::InUse | MarkerError::InSharedUse | MarkerError::InSoleUse) => {
-            SetupError::InUse(path.to_owned(), e)
-        }
-        e @ (MarkerError::Damaged(_) | MarkerError::Missing | MarkerError::Other(_)) => {
-            SetupError::BadMarker(path.to_owned(), e)
-        }
-    }
-}
-
-/// Opens a backing's directory, if it can be used.
-pub(super) fn open_root(path: &Path) -> Result<OwnedFd, SetupError> {
+    let spec = defaults.complete(Spec { path: path.to_owned(), ..spec.clone() });
     let io = |e: io::Error| SetupError::Io(path.to_owned(), e);
-    let root = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| io(e.into()))?;
+    let opened = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let root = opened.map_err(|e| match (e, marking) {
+        (Errno::NOENT, again) if again.is_again() => SetupError::NotIt(path.to_owned(), "nothing is there"),
+        _ => io(e.into()),
+    })?;
     let vfs = fstatvfs(&root).map_err(|e| io(e.into()))?;
     if vfs.f_flag.contains(StatVfsMountFlags::RDONLY) {
         return Err(SetupError::ReadOnly(path.to_owned()));
     }
     accessat(&root, c".", Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
         .map_err(|e| not_writable(path, e.into()))?;
-    Ok(root)
-}
-
-/// A backing of what was found to be one.
-pub(super) fn assemble(
-    slot: Slot,
-    path: &Path,
-    spec: &Spec,
-    defaults: Defaults,
-    root: OwnedFd,
-    marker: Marker,
-) -> Result<Backing, SetupError> {
-    let io = |e: io::Error| SetupError::Io(path.to_owned(), e);
-    let vfs = fstatvfs(&root).map_err(|e| io(e.into()))?;
-    let fs_type = match mountinfo::inside(path) {
-        Ok(Some((mount, _))) => mount.fs_type,
-        _ => "unknown".into(),
+    let marker = open_marker(path, &root, spec.shared, marking)?;
+    if marker.created {
+        made.markers.push(path.join(super::MARKER));
+    }
+    if folds_case(&root) {
+        return Err(SetupError::FoldsCase(path.to_owned()));
+    }
+    let (fs_type, mount_id) = match mountinfo::of(&root) {
+        Some(mount) => (mount.fs_type, Some(mount.id)),
+        None => match mountinfo::inside(path) {
+            Ok(Some((mount, _))) => (mount.fs_type, None),
+            _ => ("unknown".into(), None),
+        },
     };
     let total = Room::from(vfs).total;
     let min_free = spec.min_free.unwrap_or(defaults.min_free).of(total);
-    let capacity = spec.capacity.or(defaults.capacity).map(|limit| limit.of(total));
+    let capacity = spec.capacity.map(|limit| limit.of(total));
     Ok(Backing {
-        slot,
+        slot: slot(marker.id).ok_or(SetupError::NoSlot)?,
         path: path.to_owned(),
         device: rustix::fs::fstat(&root).map_err(|e| io(e.into()))?.st_dev,
         fs_type,
         dio_align: dio_align(marker.file().as_fd()),
-        space: Space::new(min_free, capacity),
+        space: Arc::new(Space::new(min_free, capacity)),
         weight: capacity.unwrap_or(total),
         shared: spec.shared,
         evictable: !spec.shared || spec.evict,
+        health: Arc::new(HealthCell::default()),
+        mount_id,
+        is_stand_in: false,
         state: StateCell::new(spec.state),
+        spec,
         marker,
         root,
         passthrough: Default::default(),
     })
 }
 
-fn not_writable(path: &Path, e: io::Error) -> SetupError {
-    match e.raw_os_error() {
-        Some(libc::EROFS) => SetupError::ReadOnly(path.to_owned()),
-        Some(libc::EACCES | libc::EPERM) => SetupError::NotWritable(path.to_owned(), e),
-        _ => SetupError::Io(path.to_owned(), e),
-    }
+/// Whether the marker answers to another name: so could whatever is to be hidden.
+fn folds_case(root: &rustix::fd::OwnedFd) -> bool {
+    let other = super::MARKER.to_ascii_uppercase();
+    rustix::fs::statat(root, other, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|there| {
+        let marker = rustix::fs::statat(root, super::MARKER, AtFlags::SYMLINK_NOFOLLOW);
+        marker.is_ok_and(|marker| marker.st_ino == there.st_ino)
+    })
 }
 
 #[cfg(test)]

@@ -19,18 +19,20 @@ pub struct Spec {
     pub evict: bool,
     /// What it takes.
     pub state: State,
+    /// It may be a new drive, though another was at its path before.
+    pub new: bool,
     /// What must stay free on it, if that was said for it alone.
     pub min_free: Option<MinFree>,
     /// How much kvfs may put there, if that was said for it alone.
     pub capacity: Option<Limit>,
 }
 
-const FLAGS: &str = "shared, evict, ro, no-create, min-free=SIZE and capacity=SIZE";
+const FLAGS: &str = "shared, evict, ro, no-create, new, min-free=SIZE and capacity=SIZE";
 
 impl From<PathBuf> for Spec {
     fn from(path: PathBuf) -> Spec {
         let state = State::default();
-        Spec { path, shared: false, evict: false, state, min_free: None, capacity: None }
+        Spec { path, shared: false, evict: false, state, new: false, min_free: None, capacity: None }
     }
 }
 
@@ -53,6 +55,7 @@ impl FromStr for Spec {
                 None if flag == "evict" => spec.evict = true,
                 None if flag == "ro" => spec.state = State::ReadOnly,
                 None if flag == "no-create" => spec.state = State::NoCreate,
+                None if flag == "new" => spec.new = true,
                 Some(("min-free", size)) => spec.min_free = Some(size.parse().map_err(wrong)?),
                 Some(("capacity", size)) => spec.capacity = Some(size.parse().map_err(wrong)?),
                 _ => {

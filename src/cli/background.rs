@@ -35,7 +35,7 @@ pub(super) enum Side {
 
 /// Forks.
 pub(super) fn split() -> Result<Side, Failure> {
-    let (read, write) = nix::unistd::pipe().map_err(Failure::other)?;
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(Failure::other)?;
     // SAFETY: no thread has been started, so the child may do whatever the parent could.
     match unsafe { fork() }.map_err(Failure::other)? {
         ForkResult::Parent { .. } => {

@@ -14,7 +14,7 @@ Exit status:
   0 success, 1 other faults, 2 wrong usage
   Backings:    10 none given, 11 duplicate, 12 nested, 13 not a directory, 14 not writable,
                15 read-only file system, 16 overlaps the mount point, 17 too many,
-               18 in use by another mount, 19 marker damaged or the same twice
+               18 in use by another mount, 19 marker damaged or the same twice, 24 missing
   Mount point: 20 missing, 21 not empty, 22 already mounted, 23 not a directory
   System:      30 no /dev/fuse, 31 not permitted, 32 passthrough required but not available
   Options:     40 unknown policy, 41 bad value
@@ -98,14 +98,15 @@ impl ExitStatus for SetupError {
             SetupError::None => 10,
             SetupError::Duplicate(..) => 11,
             SetupError::Nested(..) => 12,
-            SetupError::NotADirectory(_) => 13,
+            SetupError::NotADirectory(_) | SetupError::FoldsCase(_) => 13,
             SetupError::NotWritable(..) => 14,
             SetupError::ReadOnly(_) => 15,
             SetupError::MountPoint { .. } => 16,
             SetupError::TooMany(_) | SetupError::NoSlot => 17,
             SetupError::InUse(..) => 18,
             SetupError::BadMarker(..) | SetupError::SameIdentity(..) => 19,
-            SetupError::Io(..) => 1,
+            SetupError::Missing { .. } | SetupError::NotIt(..) => 24,
+            SetupError::Sick(..) | SetupError::Io(..) => 1,
         }
     }
 }

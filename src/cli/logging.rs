@@ -6,7 +6,9 @@
 use std::fs::File;
 use std::path::Path;
 
+use tracing::subscriber::Interest;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::dynamic_filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -40,10 +42,22 @@ pub(super) fn describe(to: &LogTo) -> String {
     }
 }
 
+/// Hides that a request was answered which nobody waits for any more: it was said of its drive.
+fn no_late_answers<S: tracing::Subscriber>() -> impl tracing_subscriber::Layer<S> {
+    let says = |meta: &tracing::Metadata<'_>| meta.target() == "fuser::reply";
+    dynamic_filter_fn(move |meta, _| !says(meta) || !crate::fuse::nobody_waits()).with_callsite_filter(
+        |meta| match meta.target() {
+            // What comes by the crate log has its own target later.
+            target if target == "log" || target.starts_with("fuser") => Interest::sometimes(),
+            _ => Interest::always(),
+        },
+    )
+}
+
 /// Starts logging.
 pub(super) fn start(to: &LogTo) -> Result<(), Failure> {
     let filter = EnvFilter::try_from_env("KVFS_LOG").unwrap_or_else(|_| EnvFilter::new("info,fuser=error"));
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(no_late_answers());
     let lines = tracing_subscriber::fmt::layer().with_ansi(false);
     match to {
         LogTo::Stderr => registry.with(lines.with_writer(std::io::stderr)).init(),

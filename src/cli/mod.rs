@@ -19,6 +19,7 @@ mod status;
 mod supervised;
 mod takeover;
 mod umount;
+mod unmount_helper;
 mod upgrade;
 pub(crate) mod worker;
 
@@ -60,6 +61,9 @@ enum Command {
     /// Bind the daemon's socket in a mount
     #[command(hide = true)]
     BindSocket(bind_socket::BindSocketArgs),
+    /// Unmount for the daemon
+    #[command(hide = true)]
+    UnmountHelper(unmount_helper::UnmountHelperArgs),
     /// Tell what is usable on this machine, what is missing and how to get it
     Doctor(doctor::DoctorArgs),
     #[command(hide = true, name = takeover::NAME)]
@@ -94,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Locate(args) => locate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::BindSocket(args) => bind_socket::run(&args),
+        Command::UnmountHelper(args) => unmount_helper::run(&args),
         Command::Worker(args) => worker::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
     };

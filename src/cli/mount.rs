@@ -12,18 +12,19 @@ use nix::sys::signal::{SigSet, Signal};
 use super::background::{Parent, Side, split};
 use super::supervised::{Beginning, SupervisedArgs, be_parent, by_systemd, notify};
 use super::{Failure, logging};
-use crate::backing::{Defaults, MinFree, Spec};
+use crate::backing::{self, Defaults, MinFree, Missing, Spec};
 use crate::config::{
     Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, Supervise, backing_specs, default_threads,
 };
-use crate::control::{About, Context, Daemon, Jobs, Server, Upgrades};
+use crate::control::{About, Context, Daemon, Drives, Jobs, Server, Upgrades};
 use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
-use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, unmount, where_mounted};
+use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, where_mounted};
 use crate::index::Progress;
 use crate::io;
 use crate::placement::{self, Evidence, EvidenceConfig, GpuMap, Policies};
 use crate::retention::{self, Evict, Marks, RetentionOptions};
+use crate::sandbox::{self, SandboxMode};
 
 /// Mount backing directories as one
 #[derive(Debug, clap::Args)]
@@ -35,6 +36,15 @@ pub(super) struct MountArgs {
     /// `file://` in front is accepted. Their order is the order of `by_gpu`
     #[arg(long, value_name = "DIR,DIR,...")]
     backing: Vec<String>,
+
+    /// Mount though backings are missing, without them: their files are absent, and they are taken in as soon as
+    /// they are there
+    #[arg(long)]
+    degraded: bool,
+
+    /// Seconds after which a drive that doesn't answer counts as hung, 1 to 3600: what's asked of it then gives EIO
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    drive_timeout: u64,
 
     /// Stay in the foreground; the log goes to standard error unless --log says otherwise
     #[arg(short, long)]
@@ -138,6 +148,11 @@ pub(super) struct MountArgs {
     /// mounts always do
     #[arg(long)]
     allow_other: bool,
+
+    /// Whether the daemon gives up capabilities and system calls that it doesn't need. auto: as far as the system
+    /// lets it. off: it keeps them
+    #[arg(long, default_value = "auto", value_name = "MODE")]
+    sandbox: SandboxMode,
 }
 
 impl MountArgs {
@@ -214,6 +229,9 @@ impl MountArgs {
             threads: self.threads.unwrap_or_else(default_threads),
             allow_other: self.allow_other,
             direct: self.direct_options()?,
+            sandbox: self.sandbox,
+            missing: if self.degraded { Missing::LeftOut } else { Missing::Refused },
+            drive_timeout: Duration::from_secs(self.drive_timeout),
         })
     }
 }
@@ -308,20 +326,25 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     }
     // Before any thread, and after what is the operator's own: backings and log have the operator's umask.
     crate::fs::prepare_process();
+    if config.sandbox == SandboxMode::Auto {
+        sandbox::drop_capabilities();
+    }
     let (engine, io_engine_why) = io::engine(config.threads.get().min(4)).map_err(Failure::other)?;
-    for backing in backings.iter().filter(|b| !b.is_locked()) {
+    for backing in backings.iter().filter(|b| !b.is_locked() && !b.health.is_out()) {
         tracing::warn!(
             "backing {}: its file system has no locks, so nothing keeps a mount without :shared away from it",
             backing.path.display()
         );
     }
+    let (open_dirs, idle_files) = (share_of(limit, 8, 16384), share_of(limit, 32, 4096));
     let options = Options {
         exclusive: config.exclusive,
         policies: Policies::new(&config.placement, evidence)?,
         retention: config.retention,
         shared_ttl: config.shared_ttl,
-        open_dirs: share_of(limit, 4, 16384),
-        idle_files: share_of(limit, 8, 4096),
+        open_dirs,
+        idle_files,
+        open_files: open_files(limit, open_dirs, idle_files),
         survival: beginning.survival.clone(),
     };
     let fs = Arc::new(Fs::new(backings, options, engine, show_progress()).map_err(Failure::other)?);
@@ -336,19 +359,27 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     fs.set_invalidator(session.invalidator());
     fs.set_data_changed(session.data_changed());
     session.names_changed().and_then(|tell| fs.set_names_changed(tell)).map_err(Failure::other)?;
-    let jobs = Jobs::new(Context {
+    let context = Arc::new(Context {
         fs: fs.clone(),
         direct: direct.clone(),
         mount_point: config.mount_point.clone(),
         defaults: config.defaults,
         decide: Box::new(session.decider(config.passthrough)),
     });
+    let drives = Drives::start(context.clone(), config.drive_timeout).map_err(Failure::other)?;
+    let jobs = Jobs::new(context, drives.clone());
     let upgrades = Upgrades::new(fs.clone(), direct.clone(), jobs.clone(), survival.clone());
     let mounted = session.mounted();
+    if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
+        tracing::warn!("no socket for descriptors in the mount: {e}");
+    }
+    // Whatever needs more than the daemon has from here on has been started.
+    let sandbox = enter_sandbox(config.sandbox, &mounted);
     let about = About {
         mountpoint: config.mount_point.clone(),
         since: Instant::now(),
         log: logging::describe(log),
+        sandbox,
         io_engine_why,
         supervised: beginning.status(recovered),
     };
@@ -362,10 +393,8 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         .inspect_err(|_| mounted.detach())?;
     // Nothing fails from here on: what was made for the mount stays.
     made.keep();
+    backing::remember_members(&fs.backings());
     unmount_on_signal(signals, mounted.clone());
-    if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
-        tracing::warn!("no socket for descriptors in the mount: {e}");
-    }
     match &survival.state {
         Some(state) if state.is_recovered() => tracing::warn!(
             "daemon {} of {}: took over from one that {}; {} open files go on, {} could not be found again",
@@ -384,14 +413,25 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     std::thread::spawn(move || rules.serve_rules());
     jobs.resume();
     let ended = running.wait();
+    drives.stop();
     jobs.stop();
     direct.shutdown();
     drop(control);
     fs.retention.stop();
     let _ = evictor.join();
-    fs.let_go();
+    fs.end_keeping();
     tracing::info!("unmounted from {}", config.mount_point.display());
     ended.map_err(|e| Failure::other(format!("the session ended with an error: {e}")))
+}
+
+fn enter_sandbox(mode: SandboxMode, mounted: &Mounted) -> String {
+    match if mode == SandboxMode::Off { Ok(()) } else { mounted.before_sandbox() } {
+        Ok(()) => sandbox::enter(mode),
+        Err(e) => {
+            tracing::warn!("going on without a sandbox, in which nothing could unmount: {e}");
+            format!("off (nothing could unmount in it: {e})")
+        }
+    }
 }
 
 fn evidence_config(config: &MountConfig) -> EvidenceConfig {
@@ -410,7 +450,7 @@ fn unmount_on_signal(signals: SigSet, mounted: Arc<Mounted>) {
     std::thread::spawn(move || {
         loop {
             match signals.wait() {
-                Ok(Signal::SIGTERM | Signal::SIGINT) => match unmount(&mounted.point, false) {
+                Ok(Signal::SIGTERM | Signal::SIGINT) => match mounted.unmount(false) {
                     Ok(()) | Err(UnmountError::NotMounted(_)) => {}
                     Err(e) => tracing::warn!("not unmounted on this signal: {e}"),
                 },
@@ -425,6 +465,11 @@ fn unmount_on_signal(signals: SigSet, mounted: Arc<Mounted>) {
 /// As many open files as the system allows: directories and files are kept open.
 fn raise_file_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    #[cfg(feature = "fault-points")]
+    if let Some(limit) = std::env::var("KVFS_TEST_FILE_LIMIT").ok().and_then(|n| n.parse().ok()) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, limit, limit);
+        return limit;
+    }
     // Root may go beyond the hard limit, up to the kernel's own.
     let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|n| n.trim().parse().ok());
     [most.unwrap_or(hard), hard]
@@ -456,6 +501,13 @@ fn shared_ttl(text: &str) -> Result<Duration, String> {
 
 fn share_of(limit: u64, part: u64, most: u64) -> NonZeroUsize {
     NonZeroUsize::new((limit / part).clamp(16, most) as usize).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Descriptors for clients' open files: what is left by directories, by files that are idle, removed, moved and
+/// evicted (five times `idle`), and by a quarter for everything else.
+fn open_files(limit: u64, dirs: NonZeroUsize, idle: NonZeroUsize) -> NonZeroUsize {
+    let kept = dirs.get() as u64 + 5 * idle.get() as u64;
+    share_of((limit - limit / 4).saturating_sub(kept), 1, u64::MAX)
 }
 
 /// Progress of the scan, on a terminal.

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Failure;
 use crate::backing::mountinfo::{Mount, mounts, named};
@@ -203,6 +204,7 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     writeln!(out, "  open files   {}", s.open_files)?;
     retention(out, &s.retention)?;
     direct(out, &s.direct)?;
+    writeln!(out, "  sandbox      {}", s.sandbox)?;
     writeln!(out, "  log          {}", s.log)?;
     if let Some(job) = &s.job {
         writeln!(out, "  job          {}", super::job::line(job))?;
@@ -245,6 +247,25 @@ pub(super) fn backings(out: &mut impl Write, s: &Status) -> io::Result<()> {
             b.path.display(),
             if b.shared { "  (shared)" } else { "" }
         )?;
+    }
+    for b in &s.backings {
+        let Some(health) = &b.health else { continue };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(health.since, |now| now.as_secs());
+        let since = duration(now.saturating_sub(health.since));
+        writeln!(
+            out,
+            "  backing {} ({}): {} (for {since}); {}",
+            b.slot,
+            b.path.display(),
+            health.what,
+            health.advice
+        )?;
+        if let Some(why) = &health.hindrance {
+            writeln!(out, "    not used again yet: {why}")?;
+        }
+        if health.open_files > 0 && health.state != "read-only" {
+            writeln!(out, "    {} opens of its files keep its file system in use", health.open_files)?;
+        }
     }
     Ok(())
 }

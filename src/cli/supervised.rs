@@ -10,10 +10,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::FdFlags;
 
 use super::Failure;
 use super::background::Parent;
-use crate::backing::{self, Backing, Made, SetRecord};
+use crate::backing::{Backing, Made, SetRecord, prepare_with, restore};
 use crate::config::MountConfig;
 use crate::control::Supervised;
 use crate::fs::Recovered;
@@ -67,18 +68,24 @@ impl Beginning {
     /// The backings: those that a daemon before had, else those that the operator names.
     pub(super) fn backings(&mut self, config: &MountConfig) -> Result<(Vec<Backing>, Made), Failure> {
         if self.device.is_none() {
-            return Ok(backing::prepare(&config.backings, &config.mount_point, config.defaults)?);
+            let prepared =
+                prepare_with(&config.backings, &config.mount_point, config.defaults, config.missing);
+            return Ok(prepared?);
         }
         let set = self.survival.state.as_ref().and_then(|state| SetRecord::parse(&state.set()?));
         let set = set.ok_or_else(|| {
             Failure::other("the daemon before has not written down which backings the mount has; mount anew")
         })?;
         let mut without = Vec::new();
-        let backings = backing::restore(&set, |slot| {
+        let backings = restore(&set, |slot| {
             let kept = self.kept.take(Tag::Lock(slot.0));
             without.extend(kept.is_none().then_some(slot));
             kept
         })?;
+        // Whoever takes in a drive that's away locks it anew.
+        for away in backings.iter().filter(|backing| backing.is_stand_in) {
+            self.survival.keeper.release(Tag::Lock(away.slot.0));
+        }
         // Of a backing that had left a moment before.
         self.kept.locks().for_each(|tag| self.survival.keeper.release(tag));
         for backing in backings.iter().filter(|backing| without.contains(&backing.slot)) {
@@ -139,8 +146,13 @@ impl SupervisedArgs {
         let first = beginning.device.is_none();
         // The pipe is there for the first daemon alone.
         let parent = match self.ready_fd.filter(|_| first) {
-            // SAFETY: the parent left it open for this process at this number.
-            Some(fd) => Parent::at(unsafe { OwnedFd::from_raw_fd(fd) }),
+            Some(fd) => {
+                // SAFETY: the parent left it open for this process at this number.
+                let pipe = unsafe { OwnedFd::from_raw_fd(fd) };
+                // What this process starts mustn't keep whoever waits at the other end.
+                rustix::io::fcntl_setfd(&pipe, FdFlags::CLOEXEC).map_err(Failure::other)?;
+                Parent::at(pipe)
+            }
             None => Parent::none(),
         };
         Ok(Some(Beginning { parent, ..beginning }))
@@ -174,6 +186,7 @@ pub(super) fn be_parent(ready: Option<OwnedFd>, started_in: Option<PathBuf>) -> 
         .map_err(|e| Failure::other(format!("kvfs's own executable can't be opened: {e}")))?;
     let mut ours: Vec<OsString> = vec!["--supervised".into()];
     if let Some(fd) = &ready {
+        rustix::io::fcntl_setfd(fd, FdFlags::empty()).map_err(Failure::other)?;
         ours.extend(["--ready-fd".into(), fd.as_raw_fd().to_string().into()]);
     }
     if let Some(dir) = started_in {

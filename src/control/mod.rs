@@ -1,10 +1,12 @@
 //! The control socket: what a running mount tells, and is told.
 //!
-//! What always holds: the socket belongs to the mount's owner alone (mode 0600 in a directory of theirs); it's
+//! What always holds: the socket belongs to the mount's owner alone (mode 0600 in a directory of theirs), and both
+//! ends make sure that the other is root or that owner; it's
 //! found by the mount's device number, so nobody has to touch the mount to ask about it; one question, one
 //! answer, each one line of JSON.
 
 mod daemon;
+mod drives;
 mod jobs;
 mod passing;
 mod server;
@@ -21,9 +23,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use daemon::Daemon;
+pub use drives::Drives;
 pub use jobs::{Context, JobKind, JobState, JobStatus, Jobs, Order, Removal};
 pub use server::Server;
-pub use status::{About, BackingStatus, IndexStatus, PassthroughStatus, RuleStatus, Status, Supervised};
+pub use status::{
+    About, BackingStatus, HealthStatus, IndexStatus, PassthroughStatus, RuleStatus, Status, Supervised,
+};
 pub use upgrade::{Running, Successor, Upgrades};
 
 /// A question or an order.
@@ -95,7 +100,7 @@ fn socket_dir() -> PathBuf {
 
 /// The directory of the caller's own sockets, made if it isn't there; nobody else may look into it.
 pub fn runtime_dir() -> io::Result<PathBuf> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
     let dir = socket_dir();
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
     let meta = std::fs::symlink_metadata(&dir)?;
@@ -103,7 +108,21 @@ pub fn runtime_dir() -> io::Result<PathBuf> {
     if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
         return Err(io::Error::other(format!("{} belongs to another user", dir.display())));
     }
+    if meta.permissions().mode() & 0o077 != 0 {
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700))?;
+    }
     Ok(dir)
+}
+
+/// The user at the other end.
+fn peer(stream: &UnixStream) -> Option<u32> {
+    let peer = nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials);
+    peer.ok().map(|peer| peer.uid())
+}
+
+/// Whether a user may be at the other end: root, and whoever this process belongs to.
+fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 
 fn socket_path(device: (u32, u32)) -> PathBuf {
@@ -122,6 +141,9 @@ pub fn ask_with<T: DeserializeOwned>(
     fd: Option<BorrowedFd<'_>>,
 ) -> Result<T, AskError> {
     let mut stream = UnixStream::connect(socket_path(device))?;
+    if !peer(&stream).is_some_and(is_trusted) {
+        return Err(io::Error::other("somebody else's process answers for this mount").into());
+    }
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_string(question)?;

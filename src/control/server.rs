@@ -1,15 +1,18 @@
 //! The daemon's end of the control socket.
+//!
+//! What always holds: it answers root and the mount's owner, whoever else can reach the socket; and it answers no
+//! more than [`MOST`] at a time.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::passing::Reader;
-use super::{Answer, PATIENCE, Question, runtime_dir, socket_path};
+use super::{Answer, PATIENCE, Question, is_trusted, peer, runtime_dir, socket_path};
 
 /// Questions that are answered at a time.
 const MOST: usize = 16;
@@ -38,8 +41,7 @@ impl Server {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let listener = UnixListener::bind(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        let listener = bind(&path)?;
         let socket = identity(&path)?;
         let answer = Arc::new(answer);
         let name = || std::thread::Builder::new().name("kvfs-control".into());
@@ -47,6 +49,10 @@ impl Server {
             let asked = Arc::new(());
             for stream in listener.incoming() {
                 let Ok(stream) = stream else { continue };
+                if !peer(&stream).is_some_and(is_trusted) {
+                    tracing::warn!("control socket: somebody else than this mount's owner was hung up on");
+                    continue;
+                }
                 // The owner's own tools: more than these at a time is a mistake, and is hung up on.
                 if Arc::strong_count(&asked) > MOST {
                     continue;
@@ -73,6 +79,17 @@ impl Drop for Server {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Listens at a path that is the owner's alone from its first moment on, whatever the process's umask is.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // The name gets the socket's own mode (unix_bind_bsd in net/unix/af_unix.c).
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    listen(&socket, 128)?;
+    Ok(socket.into())
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {

@@ -2,17 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::JobStatus;
-use crate::backing::{Backing, Passthrough, State};
+use crate::backing::{Backing, Condition, Health, Passthrough, State};
 use crate::direct::{Direct, DirectStatus};
 use crate::fs::Fs;
+use crate::printable::printable;
 use crate::retention::RetentionStatus;
 use crate::supervise::Handover;
 use crate::version;
+
+/// How long a drive may take to be looked at before its status is told.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// A mount, as `kvfs status` shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -33,6 +38,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// Where the daemon's log goes.
     pub log: String,
+    /// Whether the daemon has given up what it doesn't need: `on`, or `off` and why.
+    #[serde(default)]
+    pub sandbox: String,
     /// Whether the kernel moves the data by itself.
     pub passthrough: PassthroughStatus,
     /// What moves data that the kernel doesn't: `io_uring`, or `psync`.
@@ -105,8 +113,11 @@ pub struct BackingStatus {
     /// Its file system's type.
     pub fs: String,
     /// `rw`, or what the operator has set (`ro`, `no-create`, `draining`); `full` when new files go
-    /// elsewhere; `failed` when it can't be asked.
+    /// elsewhere; else what's wrong with the drive: `read-only`, `failed`, `hung`, `gone`, `absent`.
     pub state: String,
+    /// What's wrong with the drive, if something is.
+    #[serde(default)]
+    pub health: Option<HealthStatus>,
     /// Whether others change it too.
     #[serde(default)]
     pub shared: bool,
@@ -122,6 +133,38 @@ pub struct BackingStatus {
     pub min_free: u64,
     /// Whether the kernel moves its data.
     pub passthrough: PassthroughStatus,
+}
+
+/// What's wrong with a drive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthStatus {
+    /// `read-only`, `failed`, `hung`, `gone` or `absent`.
+    pub state: String,
+    /// The same for people.
+    pub what: String,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// What's to be done.
+    pub advice: String,
+    /// Why it couldn't be taken in again when that was last tried.
+    pub hindrance: Option<String>,
+    /// Files of it that clients have open: its file system stays in use until they're closed.
+    pub open_files: u64,
+}
+
+impl HealthStatus {
+    fn of(backing: &Backing, open_files: u64) -> Option<HealthStatus> {
+        let Condition { health, since, hindrance } = backing.health.condition();
+        let since = since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        (health != Health::Well).then(|| HealthStatus {
+            state: health.name().into(),
+            what: health.to_string(),
+            since,
+            advice: health.advice().into(),
+            hindrance,
+            open_files,
+        })
+    }
 }
 
 /// The rules of a directory.
@@ -174,6 +217,8 @@ pub struct About {
     pub since: Instant,
     /// Where the log goes.
     pub log: String,
+    /// What has come of the sandbox.
+    pub sandbox: String,
     /// Why the engine isn't io_uring.
     pub io_engine_why: Option<String>,
     /// Who starts it again.
@@ -186,11 +231,15 @@ impl Status {
         let counts = fs.index_counts();
         let report = fs.scan_report();
         let list = fs.backings();
-        let backings: Vec<BackingStatus> =
-            list.iter().map(|b| backing(b, counts.per_backing[b.slot.index()])).collect();
+        // What a request has just met is looked into first.
+        list.iter().for_each(|b| b.health.settle(SETTLED));
+        let status =
+            |b: &Arc<Backing>| backing(b, counts.per_backing[b.slot.index()], fs.opens_on(b.slot).0 as u64);
+        let list = fs.backings();
+        let backings: Vec<BackingStatus> = list.iter().map(status).collect();
         let problem = |p: &crate::index::Problem| {
             let path = list.get(p.slot).map_or_else(PathBuf::new, |b| b.path.join(path_of(&p.path)));
-            format!("{}: {}", path.display(), p.what)
+            format!("{}: {}", printable(path.as_os_str().as_encoded_bytes()), p.what)
         };
         Status {
             version: version::version(),
@@ -200,6 +249,7 @@ impl Status {
             mountpoint: about.mountpoint.clone(),
             uptime_s: about.since.elapsed().as_secs(),
             log: about.log.clone(),
+            sandbox: about.sandbox.clone(),
             passthrough: overall(&backings),
             io_engine: fs.engine().name().into(),
             io_engine_why: about.io_engine_why.clone(),
@@ -232,11 +282,13 @@ fn path_of(bytes: &[u8]) -> &Path {
 }
 
 fn overall(backings: &[BackingStatus]) -> PassthroughStatus {
-    match backings.iter().find(|b| !b.passthrough.on) {
+    match backings.iter().filter(|b| !is_out(b)).find(|b| !b.passthrough.on) {
         None => {
             PassthroughStatus { on: true, why: "the kernel reads and writes the backing files itself".into() }
         }
-        Some(off) if backings.iter().all(|b| b.passthrough == off.passthrough) => off.passthrough.clone(),
+        Some(off) if backings.iter().all(|b| is_out(b) || b.passthrough == off.passthrough) => {
+            off.passthrough.clone()
+        }
         Some(off) => PassthroughStatus {
             on: false,
             why: format!("not on every backing: {}: {}", off.path.display(), off.passthrough.why),
@@ -244,9 +296,16 @@ fn overall(backings: &[BackingStatus]) -> PassthroughStatus {
     }
 }
 
-fn backing(backing: &Backing, files: u64) -> BackingStatus {
-    let room = backing.probe().and_then(|()| backing.space.room(backing.root()));
+/// Whether nothing is known of how its data would move.
+fn is_out(backing: &BackingStatus) -> bool {
+    backing.health.as_ref().is_some_and(|health| health.state != Health::ReadOnly.name())
+}
+
+fn backing(backing: &Backing, files: u64, open_files: u64) -> BackingStatus {
+    let health = HealthStatus::of(backing, open_files);
+    let room = backing.room();
     let state = match &room {
+        _ if health.is_some() => backing.health.get().name(),
         Err(_) => "failed",
         Ok(_) if backing.state() != State::ReadWrite => backing.state().name(),
         Ok(_) if !backing.takes_new_files() => "full",
@@ -263,6 +322,7 @@ fn backing(backing: &Backing, files: u64) -> BackingStatus {
         path: backing.path.clone(),
         fs: backing.fs_type.clone(),
         state: state.into(),
+        health,
         shared: backing.shared,
         files,
         bytes_total: room.total,

@@ -16,6 +16,7 @@ use rustix::fs::{FileType, fstat};
 use serde::{Deserialize, Serialize};
 
 use super::Jobs;
+use crate::backing::{Backing, Health};
 use crate::direct::Direct;
 use crate::fs::{Fs, fault_point};
 use crate::supervise::{HANDED_OVER, Handover, HandoverOutcome, State, Survival};
@@ -95,6 +96,13 @@ impl Upgrades {
         is_executable(&executable, &to)?;
         if let Some(job) = self.jobs.unstoppable() {
             return Err(format!("{job} is under way; wait until it has ended (`kvfs status` shows it)"));
+        }
+        let hung = |b: &&Arc<Backing>| b.health.get() == Health::Hung;
+        if let Some(backing) = self.fs.backings().iter().find(hung) {
+            return Err(format!(
+                "the drive of backing {} doesn't answer, so this daemon couldn't end; wait until it does (`kvfs status` shows it)",
+                backing.path.display()
+            ));
         }
         if self.is_under_way.swap(true, SeqCst) {
             return Err("an upgrade of this mount is under way".into());

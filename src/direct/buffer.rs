@@ -16,6 +16,9 @@ use super::gpu::GpuBuffer;
 use super::host::HostBuffer;
 use super::owner::Owner;
 
+/// Buffers of all users: a process can have 65530 mappings (vm.max_map_count), and the daemon needs some itself.
+const MOST: u32 = 32768;
+
 /// Where a buffer's bytes are.
 pub(crate) enum Memory {
     /// In a mapping of the daemon.
@@ -173,12 +176,14 @@ impl Buffers {
         Buffers { shared, tables: Mutex::default() }
     }
 
-    /// Takes room for a buffer. `EDQUOT` when its user has no more.
+    /// Takes room for a buffer. `EDQUOT` when its user has no more, or as many as all may still have.
     pub(crate) fn reserve(&self, owner: &Arc<Owner>, length: u64) -> Result<Reserved, Errno> {
         let mut used = self.shared.used.lock();
         let (buffers, bytes) = used.get(&owner.uid).copied().unwrap_or_default();
+        let all: u32 = used.values().map(|(buffers, _)| *buffers).sum();
+        let most = self.shared.quota.buffers.min(MOST.saturating_sub(all));
         let bytes = bytes.checked_add(length).filter(|b| *b <= self.shared.quota.bytes);
-        let Some(bytes) = bytes.filter(|_| buffers < self.shared.quota.buffers) else {
+        let Some(bytes) = bytes.filter(|_| buffers < most) else {
             return Err(Errno::DQUOT);
         };
         used.insert(owner.uid, (buffers + 1, bytes));

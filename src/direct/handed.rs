@@ -2,37 +2,47 @@
 //!
 //! Closing a file flushes it (filp_flush in fs/open.c), and a file system in user space or on a network may
 //! never answer that: it may be the client's own. What always holds: no thread that others need waits for such
-//! a close.
+//! a close; and a user whose descriptors can't be closed keeps others from handing over none of theirs.
 
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 
 use rustix::io::Errno;
 
-/// Closes that may be under way; nothing is taken from clients while there are more.
-const MOST: usize = 64;
+use crate::shares::Shares;
 
-static CLOSING: AtomicUsize = AtomicUsize::new(0);
+/// Closes that may be under way: of all users, and of one, from whom nothing is taken while there are more.
+const MOST: usize = 8192;
+const OF_ONE: usize = 64;
+
+/// A close needs little.
+const STACK: usize = 64 << 10;
+
+static CLOSING: LazyLock<Arc<Shares>> =
+    LazyLock::new(|| Shares::new("descriptors that can't be closed", MOST));
 
 /// A client's descriptor, closed where it does no harm.
-pub(crate) struct Handed(Option<OwnedFd>);
+pub(crate) struct Handed {
+    fd: Option<OwnedFd>,
+    uid: u32,
+}
 
 impl Handed {
-    /// Whether there's room for one more. `EBUSY` while too many can't be closed.
-    pub(crate) fn room() -> Result<(), Errno> {
-        if CLOSING.load(Relaxed) < MOST { Ok(()) } else { Err(Errno::BUSY) }
+    /// This user's.
+    pub(crate) fn new(fd: OwnedFd, uid: u32) -> Handed {
+        Handed { fd: Some(fd), uid }
+    }
+
+    /// Whether there's room for one more of this user's. `EBUSY` while too many can't be closed.
+    pub(crate) fn room(uid: u32) -> Result<(), Errno> {
+        let is_free = CLOSING.held_by(uid) < OF_ONE && CLOSING.has_some_for(uid);
+        if is_free { Ok(()) } else { Err(Errno::BUSY) }
     }
 
     /// Takes it for what closes it on a thread of its own.
     pub(crate) fn into_inner(mut self) -> Option<OwnedFd> {
-        self.0.take()
-    }
-}
-
-impl From<OwnedFd> for Handed {
-    fn from(fd: OwnedFd) -> Handed {
-        Handed(Some(fd))
+        self.fd.take()
     }
 }
 
@@ -41,25 +51,25 @@ impl Deref for Handed {
 
     fn deref(&self) -> &OwnedFd {
         // Only `into_inner` and `drop` take it.
-        self.0.as_ref().unwrap_or_else(|| unreachable!())
+        self.fd.as_ref().unwrap_or_else(|| unreachable!())
     }
 }
 
 impl Drop for Handed {
     fn drop(&mut self) {
-        let Some(fd) = self.0.take() else { return };
+        let Some(fd) = self.fd.take() else { return };
         // Memory has nothing to flush.
         if rustix::fs::fcntl_get_seals(&fd).is_ok() {
             return;
         }
-        CLOSING.fetch_add(1, Relaxed);
+        let closing = CLOSING.taken(self.uid);
         let close = move || {
             drop(fd);
-            CLOSING.fetch_sub(1, Relaxed);
+            drop(closing);
         };
-        if let Err(e) = std::thread::Builder::new().name("kvfs-close".into()).spawn(close) {
+        let thread = std::thread::Builder::new().name("kvfs-close".into()).stack_size(STACK);
+        if let Err(e) = thread.spawn(close) {
             tracing::warn!("no thread to close a client's descriptor: {e}");
-            CLOSING.fetch_sub(1, Relaxed);
         }
     }
 }

@@ -36,6 +36,7 @@ use zerocopy::IntoBytes;
 use crate::backing::Backing;
 use crate::fs::{Caller, Fs};
 use crate::index::{MAX_BACKINGS, NodeId, Slot};
+use crate::shares::Shares;
 use buffer::{Buffers, Quota};
 use deadline::Deadlines;
 use decode::{Command, decode};
@@ -48,6 +49,10 @@ use tokens::Tokens;
 
 pub(crate) use socket::bind_here as bind_socket;
 pub use stats::{DirectStatus, OpCounts};
+
+/// Calls that may be under way, and registrations of GPU memory.
+const CALLS: usize = 16384;
+const REGISTRATIONS: usize = 256;
 
 /// What the fast path is to do.
 #[derive(Clone, Debug)]
@@ -115,6 +120,9 @@ pub struct Direct {
     readahead: Readahead,
     sent: Arc<Sent>,
     counts: Arc<stats::Counts>,
+    /// Calls that aren't answered yet, and of those registrations, each on a thread.
+    calls: Arc<Shares>,
+    registrations: Arc<Shares>,
     /// `kvfs_query.session`.
     session: u64,
     /// By slot.
@@ -185,6 +193,8 @@ impl Direct {
             readahead: Readahead::start(fs.clone())?,
             sent,
             counts: Arc::default(),
+            calls: Shares::new("calls under way", CALLS),
+            registrations: Shares::new("registrations of GPU memory under way", REGISTRATIONS),
             session: buffer::random()?,
             numa_nodes: numa_nodes(&fs),
             options,
@@ -214,8 +224,12 @@ impl Direct {
         if !self.options.enabled {
             return reply(Reply { errno: libc::ENOTTY, data: Vec::new() });
         }
+        let Some(call) = self.calls.take(caller.uid) else {
+            return reply(Reply { errno: libc::EBUSY, data: Vec::new() });
+        };
         let counts = self.counts.clone();
         let reply: Replier = Box::new(move |r: Reply| {
+            drop(call);
             if r.errno != 0 && r.errno != libc::ENOTTY {
                 counts.refused();
             }

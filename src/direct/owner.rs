@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::handed::Handed;
+use crate::shares::{Share, Shares};
 
 /// A process that uses the fast path.
 pub(crate) struct Owner {
@@ -24,12 +25,13 @@ pub(crate) struct Owner {
     /// The user it acted for when it came first.
     pub(crate) uid: u32,
     pidfd: OwnedFd,
+    _share: Share,
 }
 
 impl Owner {
-    fn open(tgid: u32, uid: u32) -> Result<Owner, Errno> {
+    fn open(tgid: u32, uid: u32, share: Share) -> Result<Owner, Errno> {
         let pid = i32::try_from(tgid).ok().and_then(Pid::from_raw).ok_or(Errno::PERM)?;
-        Ok(Owner { tgid, uid, pidfd: pidfd_open(pid, PidfdFlags::empty())? })
+        Ok(Owner { tgid, uid, pidfd: pidfd_open(pid, PidfdFlags::empty())?, _share: share })
     }
 
     /// Readable when it has ended.
@@ -55,8 +57,9 @@ impl Owner {
     /// A copy of one of its descriptors. `EPERM` where the daemon may not look into the process, `EBADF` if
     /// it has no such descriptor.
     pub(super) fn descriptor(&self, number: i32) -> Result<Handed, Errno> {
-        Handed::room()?;
-        pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty()).map(Handed::from)
+        Handed::room(self.uid)?;
+        let fd = pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty())?;
+        Ok(Handed::new(fd, self.uid))
     }
 }
 
@@ -70,7 +73,17 @@ pub(crate) struct Owners {
     threads: Mutex<LruCache<u32, u32>>,
     deaths: OwnedFd,
     ended: Ended,
+    shares: Arc<Shares>,
 }
+
+/// How many descriptors one kind of thing may take of those that this process can have, `most` at most.
+pub(super) fn share_of_descriptors(most: usize) -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
+    usize::try_from(limit / 32).unwrap_or(most).clamp(16, most)
+}
+
+/// Processes that may use the fast path at a time; each has an open descriptor.
+const PROCESSES: usize = 16384;
 
 const REMEMBERED_THREADS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
@@ -82,6 +95,7 @@ impl Owners {
             threads: Mutex::new(LruCache::new(REMEMBERED_THREADS)),
             deaths: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             ended: Box::new(ended),
+            shares: Shares::new("processes that use the fast path", share_of_descriptors(PROCESSES)),
         });
         let watched = Arc::downgrade(&owners);
         let deaths = owners.deaths.try_clone()?;
@@ -113,12 +127,13 @@ impl Owners {
         owner.is_alive().then_some(owner)
     }
 
-    /// The owner that a process is, or becomes.
+    /// The owner that a process is, or becomes. `EDQUOT` where its user has as many as are left.
     pub(crate) fn enter(&self, tgid: u32, uid: u32) -> Result<Arc<Owner>, Errno> {
         if let Some(owner) = self.find(tgid) {
             return Ok(owner);
         }
-        let owner = Arc::new(Owner::open(tgid, uid)?);
+        let share = self.shares.take(uid).ok_or(Errno::DQUOT)?;
+        let owner = Arc::new(Owner::open(tgid, uid, share)?);
         let mut by_tgid = self.by_tgid.lock();
         match by_tgid.get(&tgid) {
             Some(there) if there.is_alive() => Ok(there.clone()),

@@ -64,7 +64,7 @@ impl Direct {
             return Ok(token);
         }
         let owner = self.owners.enter(tgid, uid)?;
-        self.tokens.of(&owner, fh).map_err(|_| Errno::IO)
+        self.tokens.of(&owner, fh)
     }
 
     fn query_file(&self, answer: &mut Query, slot: Slot) {

@@ -33,8 +33,14 @@ impl Direct {
             }
             (kind::MEMFD, None) => asked.failed(Errno::BADF),
             (_, fd) => {
+                let Some(share) = self.registrations.take(asked.caller.uid) else {
+                    return asked.failed(Errno::BUSY);
+                };
                 let direct = self.clone();
-                let register = move || direct.register_gpu(reg, fd, room, asked);
+                let register = move || {
+                    direct.register_gpu(reg, fd, room, asked);
+                    drop(share);
+                };
                 // A driver may take its time, or hang.
                 if let Err(e) = std::thread::Builder::new().name("kvfs-register".into()).spawn(register) {
                     tracing::warn!("a buffer can't be registered: {e}");

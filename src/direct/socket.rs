@@ -5,14 +5,14 @@
 //! namespace of its own, so that the socket doesn't keep the mount busy for `umount`. The file system would
 //! still live as long as the socket; so it's closed when the mount is gone from the daemon's own namespace.
 //! What always holds: a descriptor is good for one registration of the process that sent it, for a minute;
-//! nobody can fill the daemon with descriptors or hold up others by saying nothing.
+//! nobody can fill the daemon with descriptors or hold up others, by saying nothing or by saying much.
 
 use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -37,10 +37,15 @@ use crate::fs::Fs;
 const WAITING_OF_ONE: usize = 64;
 const WAITING_OF_USER: usize = 256;
 const WAITING: usize = 4096;
+/// As many as the process can well keep.
+fn most_waiting() -> usize {
+    super::owner::share_of_descriptors(WAITING)
+}
+
 /// How long one waits.
 const GOOD_FOR: Duration = Duration::from_secs(60);
 /// Connections at once, and how long one may say nothing.
-const CONNECTIONS: usize = 64;
+const CONNECTIONS: usize = 256;
 const SILENCE: Duration = Duration::from_secs(5);
 /// Descriptors of one message (include/net/scm.h).
 const SCM_MAX_FD: usize = 253;
@@ -92,7 +97,9 @@ impl Sent {
         waiting.retain(|_, w| w.until > now);
         let of_one = waiting.values().filter(|w| w.tgid == tgid).count();
         let of_user = waiting.values().filter(|w| w.uid == uid).count();
-        if of_one >= WAITING_OF_ONE || of_user >= WAITING_OF_USER || waiting.len() >= WAITING {
+        // So that there's always room for another user's.
+        let of_user_most = WAITING_OF_USER.min(most_waiting().saturating_sub(waiting.len()));
+        if of_one >= WAITING_OF_ONE || of_user >= of_user_most {
             return Err(Errno::DQUOT);
         }
         let token = random().map_err(|_| Errno::IO)?;
@@ -109,7 +116,9 @@ pub(super) fn serve(
     point: PathBuf,
     device: (u32, u32),
 ) -> io::Result<()> {
-    std::thread::Builder::new().name("kvfs-socket".into()).spawn(move || match bind(&fs, &point) {
+    // Now: later this process may start nothing that makes a namespace.
+    let binding = Binding::start(&fs, &point, device)?;
+    std::thread::Builder::new().name("kvfs-socket".into()).spawn(move || match binding.finish() {
         Ok(listener) => {
             sent.bound.store(true, Relaxed);
             if let Err(e) = listen(&listener, &owners, &sent, device) {
@@ -122,49 +131,62 @@ pub(super) fn serve(
     Ok(())
 }
 
-/// Has a child bind a socket of ours to its name in the mount.
-fn bind(fs: &Fs, point: &Path) -> io::Result<OwnedFd> {
-    let listener = nix::sys::socket::socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("kvfs").arg("bind-socket").arg(point);
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let ours = listener.as_raw_fd();
-    // SAFETY: dup2 is async-signal-safe, and clears the copy's close-on-exec flag.
-    unsafe {
-        command.pre_exec(move || match libc::dup2(ours, CHILDS_FD) {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        });
-    }
-    let mut child = command.spawn()?;
-    fs.expect_socket(child.id());
-    // Its go-ahead is the end of its standard input.
-    drop(child.stdin.take());
-    let pid = rustix::process::Pid::from_raw(child.id() as i32).ok_or(Errno::CHILD)?;
-    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
-    let timeout = rustix::event::Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-    let mut ended = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-    if rustix::event::poll(&mut ended, Some(&timeout))? == 0 {
-        child.kill()?;
-        // Not waited for: it may not be able to end.
-        return Err(io::Error::other("binding it took too long"));
-    }
-    match child.wait()?.code() {
-        Some(0) => {}
-        Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
-        None => return Err(io::Error::other("the process that binds it was killed")),
-    }
-    rustix::net::listen(&listener, 64)?;
-    Ok(listener)
+/// A child that binds a socket of ours to its name in the mount.
+struct Binding {
+    listener: OwnedFd,
+    child: Child,
 }
 
-/// The child: binds the socket that it was started with.
-pub(crate) fn bind_here(point: &Path) -> io::Result<()> {
+impl Binding {
+    /// Starts it. It ends when the mount has answered it.
+    fn start(fs: &Fs, point: &Path, (major, minor): (u32, u32)) -> io::Result<Binding> {
+        let listener = nix::sys::socket::socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            None,
+        )?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("kvfs").arg("bind-socket").arg(point).args([major, minor].map(|n| n.to_string()));
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let ours = listener.as_raw_fd();
+        // SAFETY: dup2 is async-signal-safe, and clears the copy's close-on-exec flag.
+        unsafe {
+            command.pre_exec(move || match libc::dup2(ours, CHILDS_FD) {
+                -1 => Err(io::Error::last_os_error()),
+                _ => Ok(()),
+            });
+        }
+        let mut child = command.spawn()?;
+        fs.expect_socket(child.id());
+        // Its go-ahead is the end of its standard input.
+        drop(child.stdin.take());
+        Ok(Binding { listener, child })
+    }
+
+    /// Waits until it's bound.
+    fn finish(mut self) -> io::Result<OwnedFd> {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).ok_or(Errno::CHILD)?;
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+        let timeout = rustix::event::Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let mut ended = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        if rustix::event::poll(&mut ended, Some(&timeout))? == 0 {
+            self.child.kill()?;
+            // Not waited for: it may not be able to end.
+            return Err(io::Error::other("binding it took too long"));
+        }
+        match self.child.wait()?.code() {
+            Some(0) => {}
+            Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
+            None => return Err(io::Error::other("the process that binds it was killed")),
+        }
+        rustix::net::listen(&self.listener, 64)?;
+        Ok(self.listener)
+    }
+}
+
+/// The child: binds the socket that it was started with. ENODEV where the mount with this device number is gone.
+pub(crate) fn bind_here(point: &Path, (major, minor): (u32, u32)) -> io::Result<()> {
     // Until the daemon is ready for it.
     io::copy(&mut io::stdin(), &mut io::sink())?;
     use nix::sched::{CloneFlags, unshare};
@@ -175,12 +197,23 @@ pub(crate) fn bind_here(point: &Path) -> io::Result<()> {
     nix::mount::mount(none, "/", none, private, none)?;
     // By a relative name: the length of a socket's path is bounded.
     std::env::set_current_dir(point)?;
+    // From here on it's this directory, whatever is unmounted: and that mustn't be what was below the mount.
+    if rustix::fs::stat(".")?.st_dev != rustix::fs::makedev(major, minor) {
+        return Err(Errno::NODEV.into());
+    }
     // SAFETY: the parent has put the socket there, and nothing else here uses it.
     let socket = unsafe { OwnedFd::from_raw_fd(CHILDS_FD) };
     let name = std::str::from_utf8(crate::fs::SOCKET_NAME).map_err(io::Error::other)?;
     let address = nix::sys::socket::UnixAddr::new(name)?;
     nix::sys::socket::bind(socket.as_raw_fd(), &address)?;
     Ok(())
+}
+
+/// A client's, which was silent for too long at `until`.
+struct Connection {
+    fd: OwnedFd,
+    uid: u32,
+    until: Instant,
 }
 
 const LISTENER: u64 = u64::MAX;
@@ -195,7 +228,8 @@ fn listen(listener: &OwnedFd, owners: &Owners, sent: &Sent, device: (u32, u32)) 
     // The kernel tells of every change of the list of mounts (poll(2) of /proc/[pid]/mountinfo, proc(5)).
     let mounts = std::fs::File::open("/proc/self/mountinfo")?;
     add(&mounts, MOUNTS, epoll::EventFlags::PRI | epoll::EventFlags::ERR)?;
-    let mut connections: HashMap<u64, (OwnedFd, Instant)> = HashMap::new();
+    let mut connections: HashMap<u64, Connection> = HashMap::new();
+    let most = super::owner::share_of_descriptors(CONNECTIONS);
     let mut next = 0u64;
     let mut ready = Vec::with_capacity(16);
     while mountinfo::mounts()?.iter().any(|mount| mount.device == device) {
@@ -215,20 +249,23 @@ fn listen(listener: &OwnedFd, owners: &Owners, sent: &Sent, device: (u32, u32)) 
                     let Ok(fd) = accept4(listener.as_raw_fd(), flags) else { continue };
                     // SAFETY: just made, and ours alone.
                     let connection = unsafe { OwnedFd::from_raw_fd(fd) };
-                    // Who has been silent for the longest makes room.
-                    if connections.len() >= CONNECTIONS {
-                        let silent = connections.iter().min_by_key(|(_, (_, until))| *until);
-                        let silent = silent.map(|(key, _)| *key);
+                    let Ok(peer) = getsockopt(&connection, sockopt::PeerCredentials) else { continue };
+                    // Of a user with as many as are left, the one that has been silent for the longest makes room.
+                    let uid = peer.uid();
+                    let of_user = connections.iter().filter(|(_, other)| other.uid == uid);
+                    if of_user.clone().count() >= most - connections.len() {
+                        let silent = of_user.min_by_key(|(_, other)| other.until).map(|(key, _)| *key);
                         silent.and_then(|key| connections.remove(&key));
                     }
-                    if add(&connection, next, epoll::EventFlags::IN).is_ok() {
-                        connections.insert(next, (connection, Instant::now() + SILENCE));
+                    if connections.len() < most && add(&connection, next, epoll::EventFlags::IN).is_ok() {
+                        let until = Instant::now() + SILENCE;
+                        connections.insert(next, Connection { fd: connection, uid, until });
                         next += 1;
                     }
                 }
                 key => {
-                    let Some((connection, until)) = connections.get_mut(&key) else { continue };
-                    *until = Instant::now() + SILENCE;
+                    let Some(connection) = connections.get_mut(&key) else { continue };
+                    connection.until = Instant::now() + SILENCE;
                     if !answer(connection, owners, sent) {
                         connections.remove(&key);
                     }
@@ -236,15 +273,15 @@ fn listen(listener: &OwnedFd, owners: &Owners, sent: &Sent, device: (u32, u32)) 
             }
         }
         let now = Instant::now();
-        connections.retain(|_, (_, until)| *until > now);
+        connections.retain(|_, connection| connection.until > now);
     }
     Ok(())
 }
 
 /// Answers one message; whether another may come.
-fn answer(connection: &OwnedFd, owners: &Owners, sent: &Sent) -> bool {
+fn answer(Connection { fd: connection, uid, .. }: &Connection, owners: &Owners, sent: &Sent) -> bool {
     // With the connection goes what waits in it, which the kernel doesn't flush.
-    if Handed::room().is_err() {
+    if Handed::room(*uid).is_err() {
         return false;
     }
     let mut bytes = [0u8; size_of::<FdHello>() + 1];
@@ -260,7 +297,9 @@ fn answer(connection: &OwnedFd, owners: &Owners, sent: &Sent) -> bool {
                     if let ControlMessageOwned::ScmRights(numbers) = part {
                         // SAFETY: the kernel has just given them to us.
                         fds.extend(
-                            numbers.into_iter().map(|fd| Handed::from(unsafe { OwnedFd::from_raw_fd(fd) })),
+                            numbers
+                                .into_iter()
+                                .map(|fd| Handed::new(unsafe { OwnedFd::from_raw_fd(fd) }, *uid)),
                         );
                     }
                 }

@@ -4,23 +4,32 @@
 //! as that very open file is open.
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
 use super::buffer::random;
 use super::owner::Owner;
+use crate::shares::{Share, Shares};
 
 #[derive(Default)]
 struct Tables {
-    by_token: HashMap<u64, (Arc<Owner>, u64)>,
+    by_token: HashMap<u64, (Arc<Owner>, u64, Share)>,
     by_file: HashMap<u64, Vec<(u32, u64)>>,
 }
 
+/// Tokens that there may be: a process can have one for each file that it inherited.
+const MOST: usize = 1 << 20;
+
 /// All tokens of a mount.
-#[derive(Default)]
-pub(super) struct Tokens(Mutex<Tables>);
+pub(super) struct Tokens(Mutex<Tables>, Arc<Shares>);
+
+impl Default for Tokens {
+    fn default() -> Tokens {
+        Tokens(Mutex::default(), Shares::new("tokens", MOST))
+    }
+}
 
 impl Tokens {
     /// The token that a process has for an open file already.
@@ -29,18 +38,19 @@ impl Tokens {
         tables.by_file.get(&fh)?.iter().find(|(of, _)| *of == tgid).map(|(_, token)| *token)
     }
 
-    /// The owner's token for an open file.
-    pub(super) fn of(&self, owner: &Arc<Owner>, fh: u64) -> io::Result<u64> {
+    /// The owner's token for an open file. `EDQUOT` where their user has as many as are left.
+    pub(super) fn of(&self, owner: &Arc<Owner>, fh: u64) -> Result<u64, Errno> {
         let mut tables = self.0.lock();
         let known = tables.by_file.get(&fh).and_then(|of| of.iter().find(|(tgid, _)| *tgid == owner.tgid));
         if let Some((_, token)) = known
-            && let Some((theirs, _)) = tables.by_token.get(token)
+            && let Some((theirs, ..)) = tables.by_token.get(token)
             && Arc::ptr_eq(theirs, owner)
         {
             return Ok(*token);
         }
-        let token = random()?;
-        tables.by_token.insert(token, (owner.clone(), fh));
+        let share = self.1.take(owner.uid).ok_or(Errno::DQUOT)?;
+        let token = random().map_err(|_| Errno::IO)?;
+        tables.by_token.insert(token, (owner.clone(), fh, share));
         tables.by_file.entry(fh).or_default().push((owner.tgid, token));
         Ok(token)
     }
@@ -48,7 +58,7 @@ impl Tokens {
     /// The open file of the owner's token.
     pub(super) fn file(&self, owner: &Arc<Owner>, token: u64) -> Option<u64> {
         let tables = self.0.lock();
-        let (theirs, fh) = tables.by_token.get(&token)?;
+        let (theirs, fh, _) = tables.by_token.get(&token)?;
         Arc::ptr_eq(theirs, owner).then_some(*fh)
     }
 
@@ -64,7 +74,7 @@ impl Tokens {
     pub(super) fn ended(&self, owner: &Arc<Owner>) {
         let mut tables = self.0.lock();
         let Tables { by_token, by_file } = &mut *tables;
-        by_token.retain(|token, (theirs, fh)| {
+        by_token.retain(|token, (theirs, fh, _)| {
             let keep = !Arc::ptr_eq(theirs, owner);
             if !keep && let Some(of) = by_file.get_mut(fh) {
                 of.retain(|(_, t)| t != token);

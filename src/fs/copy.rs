@@ -151,6 +151,11 @@ impl Original {
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(to.dir, to.name, flags, Mode::empty()).map_err(target)?;
+        // Whoever can change the backing may have put another's file there, which isn't to become the owner's.
+        let made = stat_fd(&fd).map_err(target)?;
+        if Kind::from_mode(u32::from(made.stx_mode)) != self.kind {
+            return Err(CopyError::Target(Errno::STALE));
+        }
         self.copy_attributes(&fd)?;
         Ok(fd)
     }

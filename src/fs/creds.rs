@@ -52,10 +52,10 @@ fn set_effective(capability: CapabilitySet, on: bool) -> bool {
     let Ok(CapabilitySets { mut effective, permitted, inheritable }) = capabilities(None) else {
         return false;
     };
-    if on && !permitted.contains(capability) {
+    if !permitted.intersects(capability) {
         return false;
     }
-    effective.set(capability, on);
+    effective.set(capability & permitted, on);
     set_capabilities(None, CapabilitySets { effective, permitted, inheritable }).is_ok()
 }
 

@@ -38,7 +38,7 @@ impl Fs {
 
     /// Writes what was changed through a mapping: it belongs where it is, whatever way the file is open.
     pub fn write_back(&self, fh: u64, offset: u64, data: &[u8], done: WriteDone) {
-        let handle = match self.open.handle(fh) {
+        let handle = match self.handle_of(fh) {
             Ok(handle) if handle.appends => handle,
             _ => return self.write(fh, offset, data, done),
         };
@@ -56,12 +56,12 @@ impl Fs {
     }
 
     fn io_file(&self, fh: u64) -> Result<std::sync::Arc<crate::io::IoFile>> {
-        self.open.handle(fh)?.io.clone().ok_or_else(|| Errno::IO.into())
+        self.handle_of(fh)?.io.clone().ok_or_else(|| Errno::IO.into())
     }
 
     /// Puts the file on the device.
     pub fn fsync(&self, fh: u64, data_only: bool) -> Result<()> {
-        let handle = self.open.handle(fh)?;
+        let handle = self.handle_of(fh)?;
         let fd = handle.node.writable()?;
         let synced = if data_only { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) };
         synced.map_err(Error::on(handle.node.slot))
@@ -72,7 +72,8 @@ impl Fs {
         use rustix::fs::{Mode, OFlags, openat};
         let Some(Node::Dir(dir)) = node.node() else { return Err(Errno::NOTDIR.into()) };
         let slots = self.index.read().slots(dir).unwrap_or_default();
-        for slot in slots.iter() {
+        // A drive that's out takes only its own files with it.
+        for slot in slots.iter().filter(|slot| self.reach(*slot).is_ok()) {
             let fd = self.dir_fd(slot, dir)?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let dir = openat(&fd, c".", flags, Mode::empty()).map_err(Error::on(slot))?;
@@ -83,7 +84,7 @@ impl Fs {
 
     /// fallocate(2), with its mode bits.
     pub fn fallocate(&self, fh: u64, offset: u64, length: u64, mode: i32) -> Result<()> {
-        let handle = self.open.handle(fh)?;
+        let handle = self.handle_of(fh)?;
         let flags = FallocateFlags::from_bits_retain(mode as u32);
         rustix::fs::fallocate(handle.node.writable()?, flags, offset, length)
             .map_err(Error::on(handle.node.slot))?;
@@ -93,7 +94,7 @@ impl Fs {
 
     /// The next data or hole at or after `offset`.
     pub fn lseek(&self, fh: u64, offset: u64, whence: Whence) -> Result<u64> {
-        let handle = self.open.handle(fh)?;
+        let handle = self.handle_of(fh)?;
         let from = match whence {
             Whence::Data => SeekFrom::Data(offset),
             Whence::Hole => SeekFrom::Hole(offset),
@@ -104,7 +105,7 @@ impl Fs {
     /// Copies between two open files; how much may be less than asked for. EXDEV where the backings can't:
     /// the kernel then copies by reading and writing.
     pub fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Result<usize> {
-        let (source, target) = (self.open.handle(from.0)?, self.open.handle(to.0)?);
+        let (source, target) = (self.handle_of(from.0)?, self.handle_of(to.0)?);
         let (mut read_at, mut write_at) = (from.1, to.1);
         // fuse_write_out counts in 32 bits.
         let length = length.min(1 << 30) as usize;

@@ -55,55 +55,87 @@ impl Dirs {
 
     /// A backing has come.
     pub(super) fn enter(&self, backing: &Backing) -> std::io::Result<()> {
+        if backing.health.is_out() {
+            return Ok(());
+        }
         let root = Arc::new(backing.root().try_clone_to_owned()?);
         *self.trees[backing.slot.index()].root.write() = Some(root);
         Ok(())
     }
 
-    /// A backing goes: none of its directories stays open here.
+    /// A backing goes: none of its directories stays open here. They're closed under no lock: the last one that
+    /// is open of an unmounted file system may wait for its drive.
     pub(super) fn leave(&self, slot: Slot) {
-        *self.trees[slot.index()].root.write() = None;
+        let root = self.trees[slot.index()].root.write().take();
         let mut open = self.open.lock();
-        let gone: Vec<_> = open.iter().map(|(key, _)| *key).filter(|(at, _)| *at == slot).collect();
-        for key in gone {
-            open.pop(&key);
-        }
+        let keys: Vec<_> = open.iter().map(|(key, _)| *key).filter(|(at, _)| *at == slot).collect();
+        let gone: Vec<DirFd> = keys.iter().filter_map(|key| open.pop(key)).collect();
+        drop(open);
+        drop((root, gone));
     }
 
     /// The directory on the backing. ENOENT when it isn't there.
     ///
     /// Not to be called while holding `changing`: get the descriptors before.
     pub(super) fn get(&self, index: &RwLock<Index>, slot: Slot, dir: DirId) -> Result<DirFd> {
-        let tree = &self.trees[slot.index()];
-        if dir == DirId::ROOT {
-            return tree.root.read().clone().ok_or_else(|| Errno::STALE.into());
+        if let Some(fd) = self.open_now(slot, dir)? {
+            return Ok(fd);
         }
-        if let Some(fd) = self.open.lock().get(&(slot, dir)) {
-            return Ok(fd.clone());
-        }
-        loop {
-            let parent = index.read().dir_place(dir).ok_or(Errno::NOENT)?.0;
-            let parent_fd = self.get(index, slot, parent)?;
-            // From here on names and index say the same of this backing.
-            let _names = tree.names.read();
-            let (parent_now, name) = index
-                .read()
-                .dir_place(dir)
-                .map(|(parent, name)| (parent, name.to_vec()))
-                .ok_or(Errno::NOENT)?;
-            if parent_now != parent {
-                continue;
-            }
-            let fd = open_dir_below(parent_fd.as_fd(), &name)
-                .map_err(|e| Error::on(slot)(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
-            let fd = Arc::new(fd);
-            self.open.lock().put((slot, dir), fd.clone());
-            // It may have been removed, and forgotten, since it was opened: then nobody would forget it again.
-            if !index.read().slots(dir).is_some_and(|slots| slots.has(slot)) {
-                self.forget(dir, SlotSet::one(slot));
+        // Step by step, not by calling itself: clients decide how deep directories are.
+        'again: loop {
+            let mut below = vec![dir];
+            let (mut above, mut fd) = loop {
+                let lowest = below.last().copied().unwrap_or(dir);
+                let parent = index.read().dir_place(lowest).ok_or(Errno::NOENT)?.0;
+                if let Some(fd) = self.open_now(slot, parent)? {
+                    break (parent, fd);
+                }
+                below.push(parent);
+            };
+            while let Some(next) = below.pop() {
+                match self.open_in(index, slot, (above, &fd), next)? {
+                    Some(there) => (above, fd) = (next, there),
+                    // It was moved meanwhile.
+                    None => continue 'again,
+                }
             }
             return Ok(fd);
         }
+    }
+
+    /// The directory if it's open, as the root always is.
+    fn open_now(&self, slot: Slot, dir: DirId) -> Result<Option<DirFd>> {
+        if dir == DirId::ROOT {
+            let root = self.trees[slot.index()].root.read().clone();
+            return root.map(Some).ok_or_else(|| Errno::STALE.into());
+        }
+        Ok(self.open.lock().get(&(slot, dir)).cloned())
+    }
+
+    /// Opens a directory in the one above it; `None` if that isn't where it is.
+    fn open_in(
+        &self,
+        index: &RwLock<Index>,
+        slot: Slot,
+        (above, above_fd): (DirId, &DirFd),
+        dir: DirId,
+    ) -> Result<Option<DirFd>> {
+        // From here on names and index say the same of this backing.
+        let _names = self.trees[slot.index()].names.read();
+        let (parent, name) =
+            index.read().dir_place(dir).map(|(parent, name)| (parent, name.to_vec())).ok_or(Errno::NOENT)?;
+        if parent != above {
+            return Ok(None);
+        }
+        let fd = open_dir_below(above_fd.as_fd(), &name)
+            .map_err(|e| Error::on(slot)(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+        let fd = Arc::new(fd);
+        self.open.lock().put((slot, dir), fd.clone());
+        // It may have been removed, and forgotten, since it was opened: then nobody would forget it again.
+        if !index.read().slots(dir).is_some_and(|slots| slots.has(slot)) {
+            self.forget(dir, SlotSet::one(slot));
+        }
+        Ok(Some(fd))
     }
 
     /// The directory on the backing, if it's open already. Never the root.

@@ -9,6 +9,7 @@ use std::io;
 use rustix::io::Errno;
 use tracing::Level;
 
+use crate::backing::is_fault;
 use crate::index::{AddError, Slot};
 
 /// An errno, with the backing that gave it if one did.
@@ -45,16 +46,16 @@ impl Error {
     /// How loudly to log it: a fault of a drive or of ours is a warning, everything else is an answer.
     pub fn level(self) -> Level {
         match self.errno {
+            // The watcher of the drives says it, once for all requests.
+            errno if self.slot.is_some() && is_fault(errno) => Level::DEBUG,
             // Without a backing that said so it's ours: the operator has made it read-only.
-            Errno::ROFS if self.slot.is_none() => Level::DEBUG,
+            Errno::ROFS => Level::DEBUG,
             Errno::IO
             | Errno::NXIO
             | Errno::NODEV
-            | Errno::ROFS
             | Errno::UCLEAN
             | Errno::SHUTDOWN
             | Errno::MFILE
-            | Errno::NFILE
             | Errno::NOMEM => Level::WARN,
             Errno::NOSPC | Errno::DQUOT => Level::INFO,
             _ => Level::DEBUG,

@@ -30,6 +30,8 @@ pub(super) const NODES: u64 = 0xfffe << 48;
 
 /// After ESTALE the kernel looks a name up twice: to see whether what it has still holds, and anew.
 const LOOKS: u8 = 2;
+/// Threads that may be to find one name absent.
+const ABSENCES: usize = 256;
 /// And it does so at once.
 const SOON: Duration = Duration::from_millis(500);
 
@@ -136,6 +138,9 @@ impl Ghosts {
         let Some(key) = inner.by_number.get(&(node.0 & !NODES)).cloned() else { return true };
         if let Some(ghost) = inner.by_name.peek_mut(&key) {
             ghost.absent_for.retain(|absence| absence.tid != tid);
+            if ghost.absent_for.len() >= ABSENCES {
+                ghost.absent_for.remove(0);
+            }
             ghost.absent_for.push(Absence { tid, looks: LOOKS, until: Instant::now() + SOON });
         }
         true

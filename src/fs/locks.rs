@@ -81,6 +81,7 @@ impl NameLocks {
         let shard = &self.shards[key as usize % SHARDS];
         let mut held = shard.held.lock();
         while !held.insert(key) {
+            super::at::nowhere();
             shard.freed.wait(&mut held);
         }
     }

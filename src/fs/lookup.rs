@@ -52,6 +52,12 @@ impl Fs {
         if is_reserved(name) {
             #[cfg(feature = "fault-points")]
             assert!(name != b".kvfs-fault-panic", "the fault point was looked up");
+            #[cfg(feature = "fault-points")]
+            if name == b".kvfs-fault-sandbox" {
+                let open = crate::sandbox::not_refused();
+                tracing::info!("system calls that aren't refused: {open:?}");
+                return Err(if open.is_empty() { Errno::PERM } else { Errno::NOTCONN }.into());
+            }
             return self.find_socket(parent, name).ok_or_else(|| Errno::NOENT.into());
         }
         for _ in 0..TRIES {
@@ -101,6 +107,7 @@ impl Fs {
         match node.node() {
             Some(Node::Dir(dir)) => self.stat_dir(dir),
             Some(Node::File(slot, ino)) => {
+                self.reach(slot)?;
                 if let Some(open) = self.open.find(node) {
                     let stat = stat_fd(&open.fd).map_err(Error::on(slot))?;
                     return Ok(Attr::new(node, &stat));
@@ -218,7 +225,16 @@ impl Fs {
             }
         }
         // Directory ids are never used twice: no generation is needed, and the root's must be 0.
-        merged.map(|attr| Attr { nlink: 2 + subdirs, generation: 0, ..attr }).ok_or(failed)
+        let merged = merged.map(|attr| Attr { nlink: 2 + subdirs, generation: 0, ..attr });
+        match merged {
+            Some(attr) if slots.len() == 1 => drop(self.lone_dirs.lock().put(dir, attr)),
+            // Those who know it can go on with the files that others have, and make new ones.
+            None if slots.iter().all(|slot| self.is_slot_out(slot)) => {
+                return self.lone_dirs.lock().get(&dir).copied().ok_or(failed);
+            }
+            _ => {}
+        }
+        merged.ok_or(failed)
     }
 
     /// Attributes of a file that the kernel is about to know. ESTALE where it isn't the name's file any more.
@@ -230,6 +246,7 @@ impl Fs {
         name: &[u8],
         file: FileRef,
     ) -> Result<Attr> {
+        self.reach(file.slot)?;
         let using = self.still.using(file.node());
         self.stat_and_remember(entry, dir, name, file, &using)
     }
@@ -372,6 +389,7 @@ impl Fs {
         if known {
             return self.dir_fd(slot, dir).ok();
         }
+        self.reach(slot).ok()?;
         self.backing(slot).ok()?.open_dir(&path).ok()?;
         self.join_dir(slot, dir)?;
         self.dir_fd(slot, dir).ok()

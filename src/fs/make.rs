@@ -13,7 +13,7 @@ use super::attr::{Attr, stat_at, stat_fd};
 use super::creds::{Acting, keeping_setgid};
 use super::fault::crash_point;
 use super::{Caller, DirFd, Entry, Error, Fs, NodeId, Opened, Result, check_new_name, proc_path};
-use crate::index::{DirId, FileRef, Kind, Slot, SlotSet, What};
+use crate::index::{DirId, FileRef, Kind, MAX_DEPTH, Slot, SlotSet, What};
 use crate::placement::{Asker, Decision, Reason, Target, rendezvous};
 use crate::retention::CREATOR_XATTR;
 use crate::supervise::{Intent, is_done};
@@ -40,14 +40,15 @@ impl Fs {
         if is_done() {
             // By a daemon that died before it could say so.
             let made = self.lookup(parent, name)?;
-            return Ok((made, self.open(made.node, flags & !libc::O_TRUNC)?));
+            return Ok((made, self.open(caller, made.node, flags & !libc::O_TRUNC)?));
         }
         if let Some(existing) = self.existing_file(parent, dir, name, flags)? {
-            let opened = self.open(existing.node, flags)?;
+            let opened = self.open(caller, existing.node, flags)?;
             self.opened_to_write(caller.tid, existing.node, flags);
             return Ok((existing, opened));
         }
         self.admit(dir)?;
+        let room = self.room_to_open(caller)?;
         let path = self.index.read().path_of(dir, name);
         let creator = self.retention.creator_of(caller.tid, &path);
         let make = |place: &Place| {
@@ -92,11 +93,11 @@ impl Fs {
             Ok((attr, self.enter_created(file, fd, self.promise_in(dir))))
         });
         match made {
-            Ok((attr, open)) => Ok((attr, self.finish_open_created(open, flags)?)),
+            Ok((attr, open)) => Ok((attr, self.finish_open_created(open, flags, room)?)),
             // Somebody made it behind the mount's back, on the very backing.
             Err(e) if e.errno() == Errno::EXIST && flags & libc::O_EXCL == 0 => {
                 let existing = self.lookup(parent, name)?;
-                Ok((existing, self.open(existing.node, flags)?))
+                Ok((existing, self.open(caller, existing.node, flags)?))
             }
             Err(e) => Err(e),
         }
@@ -245,7 +246,7 @@ impl Fs {
         while let Some((slot, decision)) = choose(&candidates) {
             let made = self.ensure_dir(slot, dir).and_then(|fd| {
                 let place = Place { slot, dir: fd, decision };
-                let lock = self.locks.lock(dir, name);
+                let lock = self.lock_to_make(dir, name)?;
                 if self.index.read().find(dir, name).is_some() {
                     return Err(Errno::EXIST.into());
                 }
@@ -264,6 +265,7 @@ impl Fs {
                     if let Ok(backing) = self.backing(slot) {
                         backing.space.distrust();
                     }
+                    self.noticed(e.slot().unwrap_or(slot), e.errno());
                     candidates.iter_mut().filter(|c| c.slot == slot.0).for_each(|c| c.usable = false);
                     failed = e;
                 }
@@ -274,7 +276,22 @@ impl Fs {
     }
 
     /// The directory on a backing, made there (with all above it) if the backing doesn't have it yet.
+    /// ENAMETOOLONG where it's so deep that the next mount wouldn't read what is made there.
     pub(super) fn ensure_dir(&self, slot: Slot, dir: DirId) -> Result<DirFd> {
+        if self.is_too_deep(dir) {
+            return Err(Errno::NAMETOOLONG.into());
+        }
+        self.ensure_dir_here(slot, dir)
+    }
+
+    fn is_too_deep(&self, dir: DirId) -> bool {
+        let index = self.index.read();
+        let mut above = std::iter::successors(Some(dir), |at| index.dir_place(*at).map(|(parent, _)| parent));
+        above.nth(MAX_DEPTH - 1).is_some()
+    }
+
+    /// It calls itself for the one above, as often as [`MAX_DEPTH`] lets it.
+    fn ensure_dir_here(&self, slot: Slot, dir: DirId) -> Result<DirFd> {
         loop {
             let (has, place) = {
                 let index = self.index.read();
@@ -291,7 +308,7 @@ impl Fs {
             }
             // What somebody else has removed or moved isn't to come back.
             self.still_there(dir)?;
-            let above = self.ensure_dir(slot, parent)?;
+            let above = self.ensure_dir_here(slot, parent)?;
             // A rename or removal of the directory takes this lock too.
             let _lock = self.locks.lock(parent, &name);
             if self.index.read().dir_place(dir) != Some((parent, &name)) {
@@ -309,17 +326,33 @@ impl Fs {
     fn copy_dir(&self, slot: Slot, dir: DirId, above: &DirFd, name: &[u8]) -> Result<()> {
         let on = Error::on(slot);
         let model = self.stat_dir(dir)?;
+        self.reach(slot)?;
         let above_stat = stat_fd(above).map_err(on)?;
-        match rustix::fs::mkdirat(above, name, Mode::from_raw_mode(u32::from(model.perm))) {
+        let owner = Caller { uid: model.uid, gid: model.gid, tid: 0 };
+        let acting = Acting::as_caller(&owner);
+        let made = rustix::fs::mkdirat(above, name, Mode::from_raw_mode(u32::from(model.perm)));
+        drop(acting);
+        match made {
             Ok(()) => {}
-            Err(Errno::EXIST) => return Ok(()),
+            // Somebody else has made it. Anything else of that name is nothing to make files in.
+            Err(Errno::EXIST) => {
+                return crate::backing::open_dir_below(above.as_fd(), name)
+                    .map(drop)
+                    .map_err(|_| on(Errno::STALE));
+            }
             Err(e) => return Err(on(e)),
         }
         let made = crate::backing::open_dir_below(above.as_fd(), name)?;
-        use rustix::fs::{Gid, Uid};
         if rustix::process::geteuid().is_root() {
-            let owner = (Some(Uid::from_raw(model.uid)), Some(Gid::from_raw(model.gid)));
-            rustix::fs::chownat(&made, c"", owner.0, owner.1, AtFlags::EMPTY_PATH).map_err(on)?;
+            // Whoever can change the backing may have put another's directory there: it isn't given away.
+            let there = stat_fd(&made).map_err(on)?;
+            if there.stx_uid != model.uid {
+                return Err(Errno::STALE.into());
+            }
+            if there.stx_gid != model.gid {
+                let gid = Some(rustix::fs::Gid::from_raw(model.gid));
+                rustix::fs::chownat(&made, c"", None, gid, AtFlags::EMPTY_PATH).map_err(on)?;
+            }
         }
         let perm = u32::from(model.perm);
         keeping_setgid(perm, || {

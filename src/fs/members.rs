@@ -13,11 +13,14 @@ use rustix::io::Errno;
 
 use super::{Fs, Result, source_at};
 use crate::backing::{Backing, State};
-use crate::index::{DirId, DirName, EntryId, FileRef, Joining, Problem, Slot, SlotSet, What, read_subtree};
+use crate::index::{
+    AddError, DirId, DirName, EntryId, FileRef, Joined, Joining, Problem, Slot, SlotSet, Source, Subtree,
+    What, read_subtree,
+};
 use crate::placement::Reason;
 
 /// How long a name's lock is waited for, when a backing that may hang is taken out.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a backing has brought.
 #[derive(Debug, Default)]
@@ -80,15 +83,7 @@ impl Fs {
         let backing = self.backings.enter(backing);
         super::fault::first_point("join entered", &self.state);
         let before = self.index.read().files_on(slot);
-        let mut joining = Joining::new(DirId::ROOT, &source, subtree);
-        let merged = loop {
-            match joining.step(&mut self.index.write()) {
-                Ok(true) => {}
-                Ok(false) => break Ok(joining.finish()),
-                Err(e) => break Err(e),
-            }
-        };
-        let joined = match merged {
+        let joined = match self.enter_names(&source, subtree) {
             Ok(joined) => joined,
             Err(e) => {
                 let _ = self.part(slot, true);
@@ -112,6 +107,17 @@ impl Fs {
         Ok(brought)
     }
 
+    /// Enters all that was read of a backing.
+    pub(super) fn enter_names(
+        &self,
+        source: &Source<'_>,
+        subtree: Subtree,
+    ) -> std::result::Result<Joined, AddError> {
+        let mut joining = Joining::new(DirId::ROOT, source, subtree);
+        while joining.step(&mut self.index.write())? {}
+        Ok(joining.finish())
+    }
+
     /// The slot that a backing with this identity would have: perhaps that of one which is there.
     pub(crate) fn slot_for(&self, id: uuid::Uuid) -> Option<Slot> {
         self.backings.slot_for(id)
@@ -119,7 +125,7 @@ impl Fs {
 
     /// Lets a copy that came be the file if it's newer, as at a mount. False if it should be and can't,
     /// because the older one is open.
-    fn prefer_newest(&self, entry: EntryId, copy: FileRef) -> bool {
+    pub(super) fn prefer_newest(&self, entry: EntryId, copy: FileRef) -> bool {
         let place = {
             let index = self.index.read();
             match index.live(entry) {
@@ -153,7 +159,7 @@ impl Fs {
     }
 
     /// Another copy is the file, and what was it is a shadow. The caller holds the name's lock.
-    fn swap_entry(&self, entry: EntryId, file: FileRef, copy: FileRef) {
+    pub(super) fn swap_entry(&self, entry: EntryId, file: FileRef, copy: FileRef) {
         let mut index = self.index.write();
         if index.live(entry) != Some(What::File(file)) || !index.members().has(copy.slot) {
             return;
@@ -167,7 +173,7 @@ impl Fs {
     }
 
     /// Names are there that the kernel may know as absent, or may have listings without.
-    fn tell_appeared(&self, names: &[(DirId, Vec<u8>)]) {
+    pub(super) fn tell_appeared(&self, names: &[(DirId, Vec<u8>)]) {
         let dirs: std::collections::HashSet<DirId> = names.iter().map(|(dir, _)| *dir).collect();
         // It remembers absent names only where a miss is final.
         if self.exclusive {
@@ -288,7 +294,7 @@ impl Fs {
     }
 
     /// The newest of a name's copies on these backings.
-    fn newest_of(&self, dir: DirId, name: &[u8], slots: SlotSet) -> Option<FileRef> {
+    pub(super) fn newest_of(&self, dir: DirId, name: &[u8], slots: SlotSet) -> Option<FileRef> {
         let found = slots.iter().filter_map(|slot| {
             let fd = self.dir_fd(slot, dir).ok()?;
             Some((slot, super::attr::stat_at(&fd, name).ok()?))
@@ -333,7 +339,7 @@ impl Fs {
     }
 
     /// A directory isn't on this backing any more, and gone if it was on no other.
-    fn sweep_dir(&self, slot: Slot, dir: &DirName, parted: &mut Parted) {
+    pub(super) fn sweep_dir(&self, slot: Slot, dir: &DirName, parted: &mut Parted) {
         let Some(_lock) = self.locks.lock_for(dir.parent, &dir.name, PATIENCE) else {
             parted.stuck += 1;
             return;

@@ -6,6 +6,7 @@
 //! - the disk changes first, the index after it, both under the lock of the name (`locks`); so what the index
 //!   says was true on disk at some moment of the operation, whatever failed in between.
 
+mod at;
 mod attr;
 mod copy;
 mod counting;
@@ -27,6 +28,7 @@ mod members;
 mod moving;
 mod open;
 mod open_table;
+mod outage;
 mod pin;
 mod prefix;
 mod readdir;
@@ -54,13 +56,14 @@ use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
-use crate::backing::{Backing, Backings, List, is_reserved};
+use crate::backing::{Alarm, Backing, Backings, List, is_reserved};
 use crate::index::{self, DirId, Index, Node, NodeId, Progress, Report, Slot, SlotSet};
 use crate::io::{BackingRegistry, Engine};
 use crate::placement::{self, Candidate, Decision, Policies, Policy, Reason};
 use crate::retention::{Retention, RetentionOptions};
 use crate::supervise::{Keeper, State, Survival, Work};
 
+pub use at::{Place, here, nowhere};
 pub use attr::{Attr, Time};
 pub(crate) use copy::Buffer;
 pub(crate) use creds::may_open;
@@ -103,6 +106,8 @@ pub struct Options {
     pub open_dirs: NonZeroUsize,
     /// How many files may be kept ready for their next open.
     pub idle_files: NonZeroUsize,
+    /// How many descriptors there may be for handles.
+    pub open_files: NonZeroUsize,
     /// What a daemon after this one will need.
     pub survival: Survival,
 }
@@ -146,10 +151,14 @@ pub struct Fs {
     registry: OnceLock<Arc<BackingRegistry>>,
     decisions: Mutex<LruCache<NodeId, Decision>>,
     removed_dirs: Mutex<LruCache<DirId, Attr>>,
+    /// Attributes of directories that one backing alone has: should its drive fail, others can have them.
+    lone_dirs: Mutex<LruCache<DirId, Attr>>,
     scan: Report,
     invalidate: tell::Invalidate,
     tell: Teller,
     moving: Moving,
+    /// Calls the watcher of the drives.
+    pub(crate) alarm: Alarm,
     data_changed: OnceLock<DataChanged>,
     socket: socket::Socket,
     /// How much may stay.
@@ -177,9 +186,10 @@ impl Fs {
         if let Some(state) = &state {
             settle::settle_all(&backings, state, &work);
         }
-        let sources: Vec<_> = backings.iter().map(source).collect();
+        let sources: Vec<_> = backings.iter().filter(|b| !b.health.is_out()).map(source).collect();
         let (mut index, scan) =
             index::scan(&sources, state.clone(), progress).map_err(std::io::Error::other)?;
+        backings.iter().filter(|b| b.health.is_out()).for_each(|b| index.expel(b.slot));
         if options.retention.total.is_some() || backings.iter().any(|b| b.space.capacity.is_some()) {
             index.start_counting();
         }
@@ -192,7 +202,7 @@ impl Fs {
             index: RwLock::new(index),
             locks: NameLocks::new(),
             still: Stillness::new(),
-            open: OpenTable::new(options.idle_files, state.clone()),
+            open: OpenTable::new(options.idle_files, options.open_files, state.clone()),
             retention: Retention::new(options.retention, options.policies.processes().clone()),
             policies: options.policies,
             told: identity::Told::default(),
@@ -203,10 +213,12 @@ impl Fs {
             registry: OnceLock::new(),
             decisions: Mutex::new(LruCache::new(keep(REMEMBERED_DECISIONS))),
             removed_dirs: Mutex::new(LruCache::new(keep(4096))),
+            lone_dirs: Mutex::new(LruCache::new(keep(4096))),
             scan,
             tell: Teller::new(invalidate.clone()),
             invalidate,
             moving: Moving::default(),
+            alarm: Alarm::new()?,
             data_changed: OnceLock::new(),
             socket: socket::Socket::default(),
             ghosts: Ghosts::new(),
@@ -248,11 +260,15 @@ impl Fs {
         &*self.engine
     }
 
-    /// EROFS where the operator has made the backing read-only. Of one that was removed there's nothing to
-    /// keep from changing: files that are open go on.
+    /// EROFS where the operator, or its own file system, has made the backing read-only; EIO where it's out. Of
+    /// one that was removed there's nothing to keep from changing: files that are open go on.
     fn changeable(&self, slot: Slot) -> Result<()> {
-        let takes = self.backings.get(slot).is_none_or(|backing| backing.state().takes_changes());
-        if takes { Ok(()) } else { Err(Errno::ROFS.into()) }
+        let Some(backing) = self.backings.get(slot) else { return Ok(()) };
+        if backing.state().takes_changes() && backing.health.takes_changes() {
+            return Ok(());
+        }
+        self.reach(slot)?;
+        Err(Errno::ROFS.into())
     }
 
     fn all_changeable(&self, slots: SlotSet) -> Result<()> {
@@ -284,14 +300,15 @@ impl Fs {
     }
 
     fn dir_fd(&self, slot: Slot, dir: DirId) -> Result<DirFd> {
+        self.reach(slot)?;
         self.dirs.get(&self.index, slot, dir)
     }
 
     /// All backings as placement sees them, with whether each takes new files now.
     fn candidates(&self) -> Vec<Candidate> {
         let candidate = |b: &Arc<Backing>| {
-            let free = b.space.spare(b.root());
-            let usable = b.state().takes_new_files() && free > b.space.typical();
+            let free = b.spare();
+            let usable = b.is_open_to_files() && free > b.space.typical();
             Candidate { slot: b.slot.0, id: b.id(), weight: b.weight, free, device: b.device, usable }
         };
         let mut candidates: Vec<Candidate> = self.backings.list().iter().map(candidate).collect();

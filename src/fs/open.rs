@@ -17,10 +17,11 @@ use rustix::io::Errno;
 use super::attr::stat_fd;
 use super::gate::Gate;
 use super::rules::QuotaPromise;
-use super::{DirFd, Error, Fs, NodeId, Result, proc_path};
+use super::{Caller, DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::{Passthrough, Promise};
 use crate::index::{FileRef, Kind, Node, Slot};
 use crate::io::{IoFile, Registered};
+use crate::shares::Share;
 use crate::supervise::Tag;
 
 /// An inode that is open, or was a short while ago.
@@ -34,6 +35,8 @@ pub(super) struct OpenNode {
     fd_is_writable: bool,
     /// The same with `O_DIRECT`, for the ioctl path; `None` in it where that's refused.
     pub(super) direct: OnceLock<Option<OwnedFd>>,
+    /// Which time its drive is there, from [`OpenTable::epochs`].
+    pub(super) epoch: u64,
     /// A number of its own, never used again.
     pub(super) serial: u64,
     /// Room that it's expected to need, on its backing and in quotas, until its creator has closed it.
@@ -85,6 +88,8 @@ pub(super) struct Handle {
     pub(super) appends: bool,
     /// Its number.
     pub(super) fh: u64,
+    /// Its user's part of all there may be.
+    pub(super) share: Share,
 }
 
 impl OpenNode {
@@ -105,11 +110,13 @@ impl OpenNode {
 
 impl Fs {
     /// Opens a file that exists.
-    pub fn open(&self, node: NodeId, flags: i32) -> Result<Opened> {
+    pub fn open(&self, caller: &Caller, node: NodeId, flags: i32) -> Result<Opened> {
         let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::ISDIR.into()) };
         if let Some(opened) = self.opened_before(node) {
             return Ok(opened);
         }
+        self.reach(slot)?;
+        let room = self.open.room(caller)?;
         let using = self.still.using(node);
         if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
             self.changeable(slot)?;
@@ -126,7 +133,7 @@ impl Fs {
             }
         };
         drop(using);
-        self.finish_open(open, flags)
+        self.finish_open(open, flags, room)
     }
 
     /// The file that was just created is open, by its creator's descriptor.
@@ -141,17 +148,22 @@ impl Fs {
         self.open.enter(new)
     }
 
-    /// Opens the file that was just created and entered.
-    pub(super) fn finish_open_created(&self, open: Arc<OpenNode>, flags: i32) -> Result<Opened> {
-        // A new file has nothing to cut off.
-        self.finish_open(open, flags & !libc::O_TRUNC)
+    /// Room for the handle of a file that is about to be created.
+    pub(super) fn room_to_open(&self, caller: &Caller) -> Result<Share> {
+        self.open.room(caller)
     }
 
-    fn finish_open(&self, open: Arc<OpenNode>, flags: i32) -> Result<Opened> {
+    /// Opens the file that was just created and entered.
+    pub(super) fn finish_open_created(&self, open: Arc<OpenNode>, flags: i32, room: Share) -> Result<Opened> {
+        // A new file has nothing to cut off.
+        self.finish_open(open, flags & !libc::O_TRUNC, room)
+    }
+
+    fn finish_open(&self, open: Arc<OpenNode>, flags: i32, room: Share) -> Result<Opened> {
         let opened = self.prepare_open(&open, flags);
         match opened {
             Ok((data, io)) => {
-                let handle = Handle::new(open, flags, io, data);
+                let handle = Handle::new(open, flags, io, data, room);
                 self.keep_nameless(&handle.node);
                 Ok(Opened { fh: self.open.add_handle(handle, flags)?, data })
             }
@@ -283,6 +295,7 @@ impl Fs {
 
     /// A descriptor of a node, open or not, that attributes can be set through.
     pub(super) fn node_fd(&self, slot: Slot, ino: crate::index::PackedIno) -> Result<NodeFd> {
+        self.reach(slot)?;
         match self.open.find(NodeId::file(slot, ino)) {
             Some(open) => Ok(NodeFd::Open(open)),
             None => Ok(NodeFd::Path(self.open_path(slot, ino)?.0)),
@@ -324,7 +337,7 @@ impl Fs {
         if let Ok(backing) = self.backing(open.slot) {
             backing.space.written(promise, size);
             // Whether the next file finds room is found out while it's not waited for.
-            if !backing.space.has_room(backing.root()) {
+            if !backing.has_room() {
                 self.retention.kick();
             }
         }
@@ -417,6 +430,7 @@ impl OpenNode {
             fd,
             writable: OnceLock::new(),
             fd_is_writable,
+            epoch: 0,
             direct: OnceLock::new(),
             serial: SERIAL.fetch_add(1, Relaxed),
             promise: Mutex::new(None),
@@ -448,9 +462,15 @@ impl OpenNode {
 
 impl Handle {
     /// Its number is given when it's entered.
-    pub(super) fn new(node: Arc<OpenNode>, flags: i32, io: Option<Arc<IoFile>>, data: Data) -> Handle {
+    pub(super) fn new(
+        node: Arc<OpenNode>,
+        flags: i32,
+        io: Option<Arc<IoFile>>,
+        data: Data,
+        share: Share,
+    ) -> Handle {
         let appends = flags & libc::O_APPEND != 0 && data == Data::Uncached;
-        Handle { node, access: flags & libc::O_ACCMODE, io, appends, fh: 0 }
+        Handle { node, access: flags & libc::O_ACCMODE, io, appends, fh: 0, share }
     }
 }
 

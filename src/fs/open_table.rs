@@ -2,7 +2,8 @@
 //!
 //! What always holds: no number of a handle is given twice in a mount's life, over crashes too; what a daemon after
 //! this one has to know of a handle is written down before anyone hears of the handle, and crossed out while its
-//! place is still its own. Nothing is closed under a lock of these tables.
+//! place is still its own. There are never more handles than the process may have descriptors for, and no user has so
+//! many that others get none. Nothing is closed under a lock of these tables.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -16,8 +17,9 @@ use rustix::io::Errno;
 use slab::Slab;
 
 use super::open::{Handle, OpenNode};
-use super::{NodeId, Result};
-use crate::index::{Node, Slot};
+use super::{Caller, NodeId, Result};
+use crate::index::{MAX_BACKINGS, Node, Slot};
+use crate::shares::{Share, Shares};
 use crate::supervise::{self, HandleRecord, State};
 
 /// Tables of open inodes, so that opens of different files don't wait for each other.
@@ -38,6 +40,10 @@ pub(super) struct OpenTable {
     /// more, and their numbers can't become other files'.
     moved: Mutex<LruCache<NodeId, OwnedFd>>,
     handles: RwLock<Slab<Arc<Handle>>>,
+    /// How many handles there may be, of which each costs a few descriptors.
+    shares: Arc<Shares>,
+    /// How often each backing has left, by slot: what was opened before is of no use afterwards.
+    epochs: [AtomicU64; MAX_BACKINGS],
     serial: AtomicU64,
     state: Option<Arc<State>>,
     /// What a daemon before this one has left, if there was one.
@@ -49,7 +55,7 @@ pub(super) struct OpenTable {
 const PLACE: u32 = 24;
 
 impl OpenTable {
-    pub(super) fn new(idle: NonZeroUsize, state: Option<Arc<State>>) -> OpenTable {
+    pub(super) fn new(idle: NonZeroUsize, handles: NonZeroUsize, state: Option<Arc<State>>) -> OpenTable {
         OpenTable {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             idle: Mutex::new(LruCache::new(idle)),
@@ -57,10 +63,23 @@ impl OpenTable {
             evicted: super::evict::Held::new(idle),
             moved: Mutex::new(LruCache::new(idle)),
             handles: RwLock::new(Slab::new()),
+            // With its descriptors for writing and for direct I/O.
+            shares: Shares::weighed("open files", handles.get(), 3),
+            epochs: [const { AtomicU64::new(0) }; MAX_BACKINGS],
             serial: AtomicU64::new(1),
             state,
             left: super::recover::Left::default(),
         }
+    }
+
+    /// Room for one more handle. ENFILE where its user has as many as are left.
+    pub(super) fn room(&self, caller: &Caller) -> Result<Share> {
+        self.shares.take(caller.uid).ok_or_else(|| Errno::NFILE.into())
+    }
+
+    /// Of a handle that is there already.
+    pub(super) fn taken(&self, user: u32) -> Share {
+        self.shares.taken(user)
     }
 
     fn shard(&self, node: NodeId) -> &Mutex<Shard> {
@@ -91,7 +110,8 @@ impl OpenTable {
     }
 
     /// Enters a record with its first open. If somebody was faster, theirs is taken.
-    pub(super) fn enter(&self, new: OpenNode) -> Arc<OpenNode> {
+    pub(super) fn enter(&self, mut new: OpenNode) -> Arc<OpenNode> {
+        new.epoch = self.epochs[new.slot.index()].load(Relaxed);
         let mut shard = self.shard(new.node).lock();
         let (open, count) = shard.entry(new.node).or_insert_with(|| (Arc::new(new), 0));
         *count += 1;
@@ -126,6 +146,7 @@ impl OpenTable {
             return;
         }
         shard.remove(&open.node);
+        let keep = keep && open.epoch == self.epochs[open.slot.index()].load(Relaxed);
         // Dropping a record closes files: not under the locks.
         let dropped =
             if keep { self.idle.lock().push(open.node, open).map(|(_, old)| old) } else { Some(open) };
@@ -188,6 +209,7 @@ impl OpenTable {
             let gone: Vec<NodeId> = table.iter().map(|(node, _)| *node).filter(on).collect();
             gone.iter().filter_map(|node| table.pop(node)).collect()
         }
+        self.epochs[slot.index()].fetch_add(1, Relaxed);
         // Dropped when no lock is held.
         drop((take(&self.idle, slot), take(&self.removed, slot), take(&self.moved, slot)));
         self.evicted.leave(slot);
@@ -229,11 +251,11 @@ impl OpenTable {
             return Err(Errno::NFILE.into());
         }
         handle.fh = serial << PLACE | at as u64;
-        let fh = handle.fh;
+        let (fh, user) = (handle.fh, handle.share.user());
         handles.insert(Arc::new(handle));
         if let Some(state) = &self.state {
             let (node, unique) = (node.0, supervise::unique());
-            state.keep_handle(at, HandleRecord { fh, node, birth, unique, flags: flags as u32 });
+            state.keep_handle(at, HandleRecord { fh, node, birth, unique, flags: flags as u32, user });
         }
         Ok(fh)
     }

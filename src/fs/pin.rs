@@ -25,7 +25,7 @@ pub(crate) struct Pinned {
 impl Fs {
     /// Keeps the file of a handle open.
     pub(crate) fn pin(self: &Arc<Fs>, fh: u64) -> Result<Pinned> {
-        let handle = self.open.handle(fh)?;
+        let handle = self.handle_of(fh)?;
         let open = self.open.hold(&handle.node);
         Ok(Pinned { fs: self.clone(), open: Some(open), access: handle.access })
     }

@@ -124,7 +124,7 @@ impl Fs {
                 }
             },
         };
-        Ok(Handle::new(open, flags, io, data))
+        Ok(Handle::new(open, flags, io, data, self.open.taken(record.user)))
     }
 
     fn lose(&self, record: HandleRecord, ids: &mut HashMap<u64, Registered>) {

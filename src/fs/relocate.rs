@@ -20,6 +20,7 @@ use super::copy::{Buffer, CopyError, Original, Pace, Target};
 use super::{DirFd, Fs, fault, lease};
 use crate::index::{DirId, EntryId, FileRef, Kind, Slot, SlotSet, What};
 use crate::placement::{self, Asker, Reason};
+use crate::printable::printable;
 
 /// What the temporary names of copies start with.
 const TEMPORARY: &[u8] = b".kvfs-move-";
@@ -131,13 +132,12 @@ impl Fs {
 
     /// Whether a backing would take a new file of so many bytes.
     pub(crate) fn has_room_for(&self, slot: Slot, bytes: u64) -> bool {
-        let free = |b: &crate::backing::Backing| b.space.spare(b.root());
-        self.backing(slot).is_ok_and(|b| b.state().takes_new_files() && free(&b) > bytes)
+        self.backing(slot).is_ok_and(|b| b.is_open_to_files() && b.spare() > bytes)
     }
 
     /// A file's path in the mount, for people.
     pub(crate) fn path_of_item(&self, item: &Item) -> String {
-        String::from_utf8_lossy(&self.index.read().path_of(item.dir, &item.name)).into_owned()
+        printable(self.index.read().path_of(item.dir, &item.name))
     }
 
     /// Moves a file. What it took on its backing, in bytes.
@@ -283,7 +283,7 @@ impl Fs {
                 self.index.write().set_shadows(entry, shadows.without(to).without(file.slot));
             }
             Err(e) => {
-                let path = String::from_utf8_lossy(name);
+                let path = printable(name);
                 tracing::warn!("{path}: moved, but its old copy on backing {} stays: {e}", file.slot.0);
             }
         }
@@ -404,8 +404,8 @@ impl Fs {
             };
             match self.ensure_dir(Slot(target.slot), dir) {
                 Ok(_) => made += 1,
-                // Removed meanwhile.
-                Err(e) if e.errno() == Errno::NOENT => {}
+                // Removed meanwhile; or so deep that nothing is made there.
+                Err(e) if matches!(e.errno(), Errno::NOENT | Errno::NAMETOOLONG) => {}
                 Err(e) => return Err(e),
             }
         }
@@ -426,7 +426,7 @@ impl Fs {
             let removed = backing.open_dir(dir).and_then(|dir| {
                 rustix::fs::unlinkat(&dir, name, AtFlags::empty()).map_err(std::io::Error::from)
             });
-            let path = String::from_utf8_lossy(path);
+            let path = printable(path);
             match removed {
                 Ok(()) => {
                     tracing::info!("backing {}: removed the unfinished copy {path}", backing.path.display())

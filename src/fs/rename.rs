@@ -106,8 +106,7 @@ impl Fs {
                 (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST.into()),
                 (RenameMode::Exchange, None) => return Err(Errno::NOENT.into()),
                 _ if from == to => return Ok(()),
-                _ if self.is_read_only(source, target) => return Err(Errno::ROFS.into()),
-                _ => {}
+                _ => self.both_changeable(source, target)?,
             }
             let back = match (mode, &target) {
                 (RenameMode::Exchange, Some(target)) => target.slots,
@@ -152,10 +151,10 @@ impl Fs {
         Ok((side(from).ok_or(Errno::NOENT)?, side(to)))
     }
 
-    /// Whether something of it is on a backing that takes no changes.
-    fn is_read_only(&self, source: Side, target: Option<Side>) -> bool {
+    /// EROFS, or EIO, if something of it is on a backing that takes no changes.
+    fn both_changeable(&self, source: Side, target: Option<Side>) -> Result<()> {
         let all = |side: Side| side.slots.union(side.shadows);
-        self.all_changeable(target.map_or(all(source), |t| all(source).union(all(t)))).is_err()
+        self.all_changeable(target.map_or(all(source), |t| all(source).union(all(t))))
     }
 
     fn rename_file(

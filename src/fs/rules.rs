@@ -381,7 +381,7 @@ impl Fs {
 
     fn tell_bad_rule(&self, dir: DirId, why: &str) {
         let path = self.index.read().path(dir);
-        tracing::warn!("a rule of directory /{} doesn't count: {why}", String::from_utf8_lossy(&path));
+        tracing::warn!("a rule of directory /{} doesn't count: {why}", crate::printable::printable(&path));
     }
 
     /// The values of a directory's rules, as its first backing that answers has them.

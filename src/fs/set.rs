@@ -58,7 +58,7 @@ impl Fs {
     }
 
     /// The mount has ended: nothing is kept any more.
-    pub fn let_go(&self) {
+    pub fn end_keeping(&self) {
         let locks: Vec<Tag> = self.backings().iter().map(|backing| Tag::Lock(backing.slot.0)).collect();
         self.keeper.end(locks.into_iter());
     }
@@ -66,6 +66,12 @@ impl Fs {
     /// A backing is about to join.
     pub(super) fn record_joining(&self, backing: &Backing) {
         self.set.change(|set| set.joins(backing));
+        backing.keep_lock(&self.keeper);
+    }
+
+    /// A drive that was away is there again.
+    pub(super) fn record_return(&self, backing: &Backing) {
+        self.set.change(|set| set.came(backing));
         backing.keep_lock(&self.keeper);
     }
 

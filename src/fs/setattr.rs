@@ -50,8 +50,8 @@ impl Fs {
     pub fn setattr(&self, node: NodeId, set: &SetAttr) -> Result<Attr> {
         match node.node() {
             Some(Node::File(slot, ino)) => {
-                let _using = self.still.using(node);
                 self.changeable(slot)?;
+                let _using = self.still.using(node);
                 self.moving.touch(node);
                 let fd = self.node_fd(slot, ino)?;
                 match (&fd, set.size) {

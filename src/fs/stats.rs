@@ -33,11 +33,11 @@ impl Fs {
         let mut sum = Room::default();
         let backings = self.backings();
         for backing in backings.iter() {
-            if seen.contains(&backing.device) {
+            if backing.health.is_out() || seen.contains(&backing.device) {
                 continue;
             }
             seen.push(backing.device);
-            if let Ok(room) = backing.space.room(backing.root()) {
+            if let Ok(room) = backing.room() {
                 sum.total = sum.total.saturating_add(room.total);
                 sum.free = sum.free.saturating_add(room.free);
                 sum.available = sum.available.saturating_add(room.available);

@@ -41,7 +41,10 @@ impl Stillness {
     /// The node is being used.
     pub(super) fn using(&self, node: NodeId) -> Using<'_> {
         // Recursive: an operation may go by the node's inode again while it holds this.
-        self.stripe(node).read_recursive()
+        self.stripe(node).try_read_recursive().unwrap_or_else(|| {
+            super::at::nowhere();
+            self.stripe(node).read_recursive()
+        })
     }
 
     /// The node is being used; `None` if that can't be for so long.
@@ -51,6 +54,7 @@ impl Stillness {
 
     /// Waits until nobody uses the node, and keeps it so.
     pub(super) fn still(&self, node: NodeId) -> RwLockWriteGuard<'_, ()> {
+        super::at::nowhere();
         self.stripe(node).write()
     }
 }

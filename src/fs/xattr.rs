@@ -24,6 +24,9 @@ const MAX: usize = 65536;
 impl Fs {
     /// An attribute's value.
     pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        if self.socket_attr(node).is_some() {
+            return Err(Errno::NODATA.into());
+        }
         if rule_of(node, name).is_none() {
             if let Some(name) = name.strip_prefix(OURS) {
                 return self.our_xattr(node, name);
@@ -34,10 +37,15 @@ impl Fs {
     }
 
     /// The names of all attributes, each ended by a zero byte.
-    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
+    pub fn listxattr(&self, caller: &Caller, node: NodeId) -> Result<Vec<u8>> {
+        if self.socket_attr(node).is_some() {
+            return Ok(Vec::new());
+        }
         let names = self.with_path(node, false, list_path)?;
         let ours = |name: &[u8]| name.starts_with(OURS) && rule_of(node, name).is_none();
-        let shown = names.iter().filter(|name| !ours(name) && check(name).is_ok());
+        // Those of administrators a file system shows to them alone; we are one, the caller may not be.
+        let hidden = |name: &[u8]| caller.uid != 0 && name.starts_with(b"trusted.");
+        let shown = names.iter().filter(|name| !ours(name) && !hidden(name) && check(name).is_ok());
         Ok(shown.flat_map(|name| name.iter().copied().chain([0])).collect())
     }
 
@@ -119,6 +127,7 @@ impl Fs {
     ) -> Result<T> {
         let (slot, fd) = match node.node() {
             Some(Node::File(slot, ino)) => {
+                self.reach(slot)?;
                 let _using = self.still.using(node);
                 if changes {
                     self.changeable(slot)?;
@@ -174,9 +183,11 @@ fn join(base: &[u8], path: &[u8]) -> Vec<u8> {
     [base, path].join(&b'/')
 }
 
-/// Refuses what the mount doesn't carry.
+/// Refuses what the mount doesn't carry: ACLs, and a file system's own attributes (`system.`, `btrfs.`, `ceph.`), on
+/// which it checks who sets them by itself, and would find the daemon.
 fn check(name: &[u8]) -> Result<()> {
-    if name.starts_with(b"system.posix_acl_") { Err(Errno::OPNOTSUPP.into()) } else { Ok(()) }
+    const CARRIED: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    if CARRIED.iter().any(|space| name.starts_with(space)) { Ok(()) } else { Err(Errno::OPNOTSUPP.into()) }
 }
 
 fn check_ours(name: &[u8]) -> Result<()> {

@@ -18,13 +18,15 @@ use fuser::{
     WriteFlags,
 };
 
-use super::answer::flags_of;
+use super::answer::{flags_of, later};
 use super::convert::{caller, file_attr, file_type, generation, ino, node, set_time};
 use super::handshake::NOBODY;
 use super::reply::{attr, empty, io_errno, ioctl, xattr};
 use super::start::Start;
+use super::watch::{Watch, is_too_late};
 use crate::direct::{Direct, Reply, Target};
 use crate::fs::{Data, Fs, Op, RenameMode, SetAttr, Whence};
+use crate::shares::Shares;
 use crate::supervise::hand_over;
 
 /// What a request carries at most: the kernel's own limit (fs.fuse.max_pages_limit, 256 pages).
@@ -47,6 +49,9 @@ pub(super) struct Adapter {
     pub(super) direct: Arc<Direct>,
     pub(super) wanted: Wanted,
     pub(super) start: Arc<Start>,
+    /// Requests that wait on threads of their own.
+    pub(super) waiting: Arc<Shares>,
+    pub(super) watch: Arc<Watch>,
 }
 
 impl Filesystem for Adapter {
@@ -137,16 +142,14 @@ impl Filesystem for Adapter {
             }
             // A truncation, behind transfers that may take long: not on a thread that answers the kernel.
             let (adapter, request) = (self.clone(), hand_over());
-            let wait = move || {
+            let Some(wait) = self.waiting.take(req.uid()) else { return reply.error(Errno::EAGAIN) };
+            let handed = self.watch.hand_over(req.unique().0, node(ino));
+            let truncate = move || {
                 request.resume();
                 let result = adapter.go_on(Op::Setattr, |fs| fs.setattr(node(ino), &set));
-                attr(reply, &adapter.fs, result);
+                handed.answer(|| attr(reply, &adapter.fs, result));
             };
-            if let Err(e) = std::thread::Builder::new().name("kvfs-truncate".into()).spawn(wait) {
-                // The request was answered with EIO as it was dropped.
-                tracing::warn!("a truncation can't wait for its turn: {e}");
-            }
-            return;
+            return later("kvfs-truncate", wait, truncate);
         }
         attr(reply, &self.fs, self.run(req, Op::Setattr, |fs| fs.setattr(node(ino), &set)));
     }
@@ -177,7 +180,7 @@ impl Filesystem for Adapter {
         let (caller, parent, name) = (caller(req), node(parent), name.as_bytes().to_vec());
         self.make(
             req,
-            (Op::Mkdir, parent),
+            (Op::Mkdir, parent, caller.uid),
             reply,
             move |fs| fs.mkdir(&caller, parent, &name, mode),
             Adapter::entry,
@@ -239,7 +242,9 @@ impl Filesystem for Adapter {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        match self.run(req, Op::Open, |fs| fs.open(node(ino), flags.0)) {
+        match self.run(req, Op::Open, |fs| fs.open(&caller(req), node(ino), flags.0)) {
+            // Nobody would close it.
+            Ok(opened) if is_too_late() => self.fs.release(opened.fh),
             Ok(opened) => {
                 self.fs.opened_to_write(req.pid(), node(ino), flags.0);
                 let fh = FileHandle(opened.fh);
@@ -270,13 +275,13 @@ impl Filesystem for Adapter {
     ) {
         let (caller, parent, name) = (caller(req), node(parent), name.as_bytes().to_vec());
         let create = move |fs: &Fs| fs.create(&caller, parent, &name, mode, flags);
-        self.make(req, (Op::Create, parent), reply, create, Adapter::created);
+        self.make(req, (Op::Create, parent, caller.uid), reply, create, Adapter::created);
     }
 
     fn read(
         &self,
         req: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -284,9 +289,12 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let done = Box::new(move |result: io::Result<&[u8]>| match result {
-            Ok(data) => reply.data(data),
-            Err(e) => reply.error(io_errno(Op::Read, &e)),
+        let (fs, handed) = (self.fs.clone(), self.watch.hand_over(req.unique().0, node(ino)));
+        let done = Box::new(move |result: io::Result<&[u8]>| {
+            handed.answer(|| match result {
+                Ok(data) => reply.data(data),
+                Err(e) => reply.error(io_errno(Op::Read, &fs, node(ino), &e)),
+            });
         });
         let _ = self.run_infallible(req, Op::Read, |fs| fs.read(fh.0, offset, size, done));
     }
@@ -294,7 +302,7 @@ impl Filesystem for Adapter {
     fn write(
         &self,
         req: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
@@ -303,9 +311,12 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let done = Box::new(move |result: io::Result<usize>| match result {
-            Ok(written) => reply.written(written as u32),
-            Err(e) => reply.error(io_errno(Op::Write, &e)),
+        let (fs, handed) = (self.fs.clone(), self.watch.hand_over(req.unique().0, node(ino)));
+        let done = Box::new(move |result: io::Result<usize>| {
+            handed.answer(|| match result {
+                Ok(written) => reply.written(written as u32),
+                Err(e) => reply.error(io_errno(Op::Write, &fs, node(ino), &e)),
+            });
         });
         let _ = self.run_infallible(req, Op::Write, |fs| {
             if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
@@ -427,7 +438,7 @@ impl Filesystem for Adapter {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        xattr(reply, size, self.run(req, Op::Listxattr, |fs| fs.listxattr(node(ino))));
+        xattr(reply, size, self.run(req, Op::Listxattr, |fs| fs.listxattr(&caller(req), node(ino))));
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

@@ -1,7 +1,7 @@
 //! Running a handler, and answering what it came to.
 //!
 //! What always holds: a request is counted once and answered once; a panic is one EIO. What finds no room
-//! waits for it on a thread of its own.
+//! waits for it on a thread of its own, of which there are only so many.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -10,8 +10,10 @@ use fuser::{Errno, FileHandle, FopenFlags, Generation, ReplyCreate, ReplyEntry, 
 use super::adapter::Adapter;
 use super::convert::{errno, file_attr, generation};
 use super::reply::ABSENT;
+use super::watch::is_too_late;
 use crate::fs::{self, Attr, Data, Fs, Op};
 use crate::index::NodeId;
+use crate::shares::Share;
 use crate::supervise::hand_over;
 
 /// What the kernel is to do with an open file that isn't passed through.
@@ -19,6 +21,27 @@ pub(super) fn flags_of(data: Data) -> FopenFlags {
     match data {
         Data::Uncached => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_DIRECT_IO,
         _ => FopenFlags::FOPEN_NOFLUSH,
+    }
+}
+
+/// Requests that may wait at a time, each on a thread.
+pub(super) fn waiting() -> usize {
+    #[cfg(feature = "fault-points")]
+    if let Some(number) = std::env::var("KVFS_TEST_WAITING").ok().and_then(|n| n.parse().ok()) {
+        return number;
+    }
+    512
+}
+
+/// Does something that may take long on a thread of its own. Where there can be none, what it was to answer is
+/// answered with EIO, as it's dropped.
+pub(super) fn later(name: &str, wait: Share, work: impl FnOnce() + Send + 'static) {
+    let work = move || {
+        work();
+        drop(wait);
+    };
+    if let Err(e) = std::thread::Builder::new().name(name.into()).spawn(work) {
+        tracing::warn!("a request can't wait for its turn: {e}");
     }
 }
 
@@ -46,9 +69,14 @@ impl Adapter {
     /// Runs a handler for the request at work.
     pub(super) fn go_on<T>(&self, op: Op, handler: impl FnOnce(&Fs) -> fs::Result<T>) -> Result<T, Errno> {
         let _inside = self.fs.work.door.work();
-        match catch_unwind(AssertUnwindSafe(|| handler(&self.fs))) {
+        let result = catch_unwind(AssertUnwindSafe(|| handler(&self.fs)));
+        self.fs.work.served();
+        match result {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(e)) => {
+                if let Some(slot) = e.slot() {
+                    self.fs.noticed(slot, e.errno());
+                }
                 match e.level() {
                     tracing::Level::WARN => tracing::warn!("{}: {e}", op.name()),
                     tracing::Level::INFO => tracing::info!("{}: {e}", op.name()),
@@ -81,30 +109,29 @@ impl Adapter {
     pub(super) fn make<T, R: Send + 'static>(
         &self,
         req: &Request,
-        (op, dir): (Op, NodeId),
+        (op, dir, user): (Op, NodeId, u32),
         reply: R,
         make: impl Fn(&Fs) -> fs::Result<T> + Send + 'static,
         answer: impl FnOnce(&Adapter, R, Result<T, Errno>) + Send + 'static,
     ) {
         let made = self.run(req, op, |fs| match make(fs) {
-            Err(e) if e.is_full() && fs.room_may_come() => Ok(None),
-            made => made.map(Some),
+            // Room may be made: not on a thread that answers the kernel.
+            Err(e) if e.is_full() && fs.room_may_come() => match self.waiting.take(user) {
+                Some(wait) => Ok(Err(wait)),
+                None => Err(e),
+            },
+            made => made.map(Ok),
         });
         match made {
-            Ok(Some(made)) => answer(self, reply, Ok(made)),
+            Ok(Ok(made)) => answer(self, reply, Ok(made)),
             Err(e) => answer(self, reply, Err(e)),
-            // Room may be made: not on a thread that answers the kernel.
-            Ok(None) => {
+            Ok(Err(wait)) => {
                 let (adapter, request) = (self.clone(), hand_over());
-                let wait = move || {
+                later("kvfs-room", wait, move || {
                     request.resume();
                     let made = adapter.go_on(op, |fs| fs.when_there_is_room(dir, || make(fs)));
                     answer(&adapter, reply, made);
-                };
-                if let Err(e) = std::thread::Builder::new().name("kvfs-room".into()).spawn(wait) {
-                    // The request was answered with EIO as it was dropped.
-                    tracing::warn!("a new file can't wait for room: {e}");
-                }
+                });
             }
         }
     }
@@ -112,6 +139,8 @@ impl Adapter {
     /// Answers a create.
     pub(super) fn created(&self, reply: ReplyCreate, created: Result<(Attr, fs::Opened), Errno>) {
         match created {
+            // Nobody would close it.
+            Ok((_, opened)) if is_too_late() => self.fs.release(opened.fh),
             Ok((attr, opened)) => {
                 let (fh, file, generation) = (FileHandle(opened.fh), file_attr(&attr), generation(&attr));
                 let ttl = self.fs.ttl(attr.node);

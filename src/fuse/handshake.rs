@@ -2,7 +2,7 @@
 //!
 //! What always holds: fuser shakes hands at the end of a socket; what it reads there is the kernel's INIT, and its
 //! answer is passed on at the start, and at a takeover compared with the one that the kernel was given then. Only
-//! when they agree does the real device take the socket's place. On a live connection nothing else is read:
+//! when they agree does the real device take the socket's place. More threads for a session that runs come the same way. On a live connection nothing else is read:
 //! that would be a client's request.
 
 use std::io;
@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use fuser::{Config, INodeNo, SessionACL};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
-use super::adapter::Adapter;
+use super::watched::Watched;
 use crate::supervise::State;
 
 /// An INIT or its answer: 104 and 80 bytes with Linux 6.18.
@@ -19,42 +19,80 @@ const MOST: usize = 4096;
 /// `FUSE_NOTIFY_RESEND` (include/uapi/linux/fuse.h, Linux 6.9).
 const NOTIFY_RESEND: i32 = 7;
 
-/// Makes a session of `device`. `state` has, or is told, what was agreed on.
-pub(super) fn shake_hands(
-    adapter: Adapter,
-    device: &OwnedFd,
-    acl: SessionACL,
-    options: Config,
-    state: Option<&State>,
-    number: (u32, u32),
-    resends: bool,
-) -> io::Result<(fuser::Session<Adapter>, Threshold)> {
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    let former = state.and_then(State::init);
-    let request = match &former {
-        Some((request, _)) => request.clone(),
-        None => read_init(device.as_fd())?,
-    };
-    send(&ours, &request, SendFlags::NOSIGNAL)?;
-    let session = fuser::Session::from_fd(adapter, theirs, acl, options)?;
-    let mut answer = vec![0; MOST];
-    let (len, _) = recv(&ours, &mut answer[..], RecvFlags::DONTWAIT)?;
-    answer.truncate(len);
-    match former {
-        Some((_, agreed)) if agreed != answer => {
-            return Err(io::Error::other(
-                "this kvfs would agree on other things with the kernel than the one that mounted; mount anew",
-            ));
-        }
-        Some(_) => {}
-        None => {
-            rustix::io::write(device, &answer)?;
-            if let Some(state) = state {
-                state.set_init(&request, &answer, number)?;
+/// What the kernel said first, of this connection.
+#[derive(Debug)]
+pub(super) struct Greeting {
+    request: Vec<u8>,
+    /// What a daemon before has answered.
+    agreed: Option<Vec<u8>>,
+}
+
+impl Greeting {
+    /// As `state` has it from a daemon before; else as it comes from the device, which is to be read once.
+    pub(super) fn read(device: &OwnedFd, state: Option<&State>) -> io::Result<Greeting> {
+        Ok(match state.and_then(State::init) {
+            Some((request, agreed)) => Greeting { request, agreed: Some(agreed) },
+            None => Greeting { request: read_init(device.as_fd())?, agreed: None },
+        })
+    }
+
+    /// Makes a session of `device`, and answers the kernel; `state` is told what was agreed on. Where a daemon before
+    /// has answered, that's compared.
+    pub(super) fn shake_hands(
+        &self,
+        filesystem: Watched,
+        device: &OwnedFd,
+        acl: SessionACL,
+        options: Config,
+        state: Option<&State>,
+        number: (u32, u32),
+    ) -> io::Result<(fuser::Session<Watched>, Threshold)> {
+        let (session, answer, mut threshold) = self.answer(filesystem, device, acl, options)?;
+        match &self.agreed {
+            Some(agreed) if *agreed != answer => {
+                return Err(io::Error::other(
+                    "this kvfs would agree on other things with the kernel than the one that mounted; mount anew",
+                ));
+            }
+            Some(_) => threshold.resends = true,
+            None => {
+                rustix::io::write(device, &answer)?;
+                if let Some(state) = state {
+                    state.set_init(&self.request, &answer, number)?;
+                }
             }
         }
+        Ok((session, threshold))
     }
-    Ok((session, Threshold { socket: ours, device: device.try_clone()?, place: None, resends }))
+
+    /// Makes one more session of a device whose kernel has its answer.
+    pub(super) fn again(
+        &self,
+        filesystem: Watched,
+        device: &OwnedFd,
+        acl: SessionACL,
+        options: Config,
+    ) -> io::Result<(fuser::Session<Watched>, Threshold)> {
+        self.answer(filesystem, device, acl, options).map(|(session, _, threshold)| (session, threshold))
+    }
+
+    fn answer(
+        &self,
+        filesystem: Watched,
+        device: &OwnedFd,
+        acl: SessionACL,
+        options: Config,
+    ) -> io::Result<(fuser::Session<Watched>, Vec<u8>, Threshold)> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        send(&ours, &self.request, SendFlags::NOSIGNAL)?;
+        let session = fuser::Session::from_fd(filesystem, theirs, acl, options)?;
+        let mut answer = vec![0; MOST];
+        let (len, _) = recv(&ours, &mut answer[..], RecvFlags::DONTWAIT)?;
+        answer.truncate(len);
+        let threshold = Threshold { socket: ours, device: device.try_clone()?, place: None, resends: false };
+        Ok((session, answer, threshold))
+    }
 }
 
 /// Between the handshake and the first request: fuser's threads still read from the socket.

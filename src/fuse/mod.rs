@@ -7,11 +7,17 @@ mod adapter;
 mod answer;
 mod convert;
 mod handshake;
+mod help;
+mod helper;
 mod mount;
 mod prune;
 mod reply;
 mod session;
 mod start;
+mod watch;
+mod watched;
 
+pub(crate) use helper::serve as unmount_helper;
 pub use mount::{FS_TYPE, MountError, Mounted, UnmountError, check_mount_point, unmount, where_mounted};
 pub use session::{Running, Session, SessionError};
+pub use watch::nobody_waits;

@@ -8,12 +8,14 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use rustix::fs::{Mode, OFlags};
 
+use super::helper::Helper;
 use crate::backing::mountinfo::{self, mounted_at};
 
 /// The type that mounts show (`fuse` and our subtype).
@@ -101,6 +103,8 @@ pub struct Mounted {
     pub point: PathBuf,
     /// Its device number; the minor is the connection's in `/sys/fs/fuse/connections`.
     pub device: (u32, u32),
+    /// Who unmounts it where this process can't.
+    helper: OnceLock<Helper>,
 }
 
 /// Mounts at `point`; the descriptor is the session's `/dev/fuse`.
@@ -114,9 +118,7 @@ pub(super) fn mount(point: &Path, source: &str, allow_other: bool) -> Result<(Ow
         mount_by_helper(point, allow_other)?
     };
     match mounted_at(point) {
-        Ok(Some(mount)) if mount.fs_type == FS_TYPE => {
-            Ok((fd, Mounted { point: point.to_owned(), device: mount.device }))
-        }
+        Ok(Some(mount)) if mount.fs_type == FS_TYPE => Ok((fd, Mounted::at(point, mount.device))),
         Ok(_) => {
             Err(MountError::Io(point.to_owned(), io::Error::other("the mount is not in the list of mounts")))
         }
@@ -244,10 +246,31 @@ impl Mounted {
         })
     }
 
+    /// What is mounted there.
+    pub(super) fn at(point: &Path, device: (u32, u32)) -> Mounted {
+        Mounted { point: point.to_owned(), device, helper: OnceLock::new() }
+    }
+
+    /// From now on this process may not be able to unmount it: if it's an ordinary user's, another one does it.
+    pub fn before_sandbox(&self) -> io::Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            let _ = self.helper.set(Helper::start(&self.point)?);
+        }
+        Ok(())
+    }
+
+    /// Unmounts it; lazily: at once for newcomers, and for good when the last file is closed.
+    pub fn unmount(&self, lazy: bool) -> Result<(), UnmountError> {
+        match self.helper.get() {
+            Some(helper) => helper.unmount(&self.point, lazy),
+            None => unmount(&self.point, lazy),
+        }
+    }
+
     /// Takes it away, at once for newcomers, if it's still there.
     pub fn detach(&self) {
         if self.is_mounted() {
-            let _ = unmount(&self.point, true);
+            let _ = self.unmount(true);
         }
     }
 }

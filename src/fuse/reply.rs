@@ -10,6 +10,7 @@ use fuser::{Errno, INodeNo, ReplyAttr, ReplyEmpty, ReplyIoctl, ReplyXattr};
 use super::convert::file_attr;
 use crate::direct::Reply;
 use crate::fs::{Attr, Fs, Op};
+use crate::index::NodeId;
 
 /// What a cached miss looks like: node 0.
 pub(super) const ABSENT: fuser::FileAttr = fuser::FileAttr {
@@ -62,11 +63,11 @@ pub(super) fn ioctl(reply: ReplyIoctl, answer: &Reply) {
     }
 }
 
-/// The errno of a read or a write; a fault of the drive is logged.
-pub(super) fn io_errno(op: Op, e: &io::Error) -> Errno {
-    let errno = Errno::from_i32(e.raw_os_error().unwrap_or(libc::EIO));
-    if errno.code() == libc::EIO {
-        tracing::warn!("{}: {e}", op.name());
+/// The errno of a read or a write; a fault of the drive is looked into.
+pub(super) fn io_errno(op: Op, fs: &Fs, node: NodeId, e: &io::Error) -> Errno {
+    if let Some(errno) = rustix::io::Errno::from_io_error(e) {
+        fs.noticed_at(node, errno);
     }
-    errno
+    tracing::debug!("{}: {e}", op.name());
+    Errno::from_i32(e.raw_os_error().unwrap_or(libc::EIO))
 }

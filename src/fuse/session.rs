@@ -13,16 +13,21 @@ use std::thread::JoinHandle;
 use fuser::{Config, SessionACL};
 
 use super::adapter::{Adapter, Wanted};
-use super::handshake::{resend, shake_hands};
+use super::answer::waiting;
+use super::handshake::{Greeting, resend};
+use super::help::help;
 use super::mount::{MountError, Mounted, mount};
 use super::prune::Pruner;
 use super::start::Start;
+use super::watch::Watch;
+use super::watched::Watched;
 use crate::backing::{Backing, List, Passthrough};
 use crate::config::{MountConfig, PassthroughMode};
 use crate::direct::Direct;
 use crate::fs::{Changed, Fs, News};
 use crate::index::NodeId;
 use crate::io::BackingRegistry;
+use crate::shares::Shares;
 use crate::supervise::{Survival, Tag};
 
 /// Why a session can't start.
@@ -46,7 +51,8 @@ pub enum SessionError {
 
 /// A mounted filesystem, ready to answer.
 pub struct Session {
-    session: fuser::Session<Adapter>,
+    session: fuser::Session<Watched>,
+    watch: Arc<Watch>,
     mounted: Arc<Mounted>,
     registry: Arc<BackingRegistry>,
     device: OwnedFd,
@@ -56,6 +62,7 @@ pub struct Session {
 /// A session that answers requests.
 pub struct Running {
     thread: JoinHandle<io::Result<()>>,
+    watch: Arc<Watch>,
     mounted: Arc<Mounted>,
 }
 
@@ -63,6 +70,7 @@ impl Running {
     /// Waits until the filesystem is unmounted.
     pub fn wait(self) -> io::Result<()> {
         let ended = self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
+        self.watch.end();
         // After an abort of the connection the dead mount is still there.
         self.mounted.detach();
         ended
@@ -106,7 +114,7 @@ impl Session {
         device: OwnedFd,
     ) -> Result<Session, SessionError> {
         let number = survival.state.as_ref().map(|state| state.device()).unwrap_or_default();
-        let mounted = Arc::new(Mounted { point: config.mount_point.clone(), device: number });
+        let mounted = Arc::new(Mounted::at(&config.mount_point, number));
         Session::on(fs, direct, config, device, mounted, survival)
     }
 
@@ -132,23 +140,36 @@ impl Session {
         options.n_threads = Some(config.threads.get());
         let threads = config.threads.get();
         let start = Arc::new(Start::new(threads));
-        let adapter = Adapter { fs: fs.clone(), direct: direct.clone(), wanted, start: start.clone() };
+        let copy = || device.try_clone().map_err(SessionError::Handshake);
+        let watch = Watch::new(copy()?, threads);
+        let adapter = Adapter {
+            fs: fs.clone(),
+            direct: direct.clone(),
+            wanted,
+            start: start.clone(),
+            waiting: Shares::new("requests that wait", waiting()),
+            watch: watch.clone(),
+        };
         let state = survival.state.as_deref();
-        let resends = state.is_some_and(|state| state.is_recovered());
-        let (session, mut threshold) =
-            shake_hands(adapter, &device, acl, options, state, mounted.device, resends)
-                .map_err(SessionError::Handshake)?;
+        let greeting = Greeting::read(&device, state).map_err(SessionError::Handshake)?;
+        let watched = Watched::new(adapter.clone()).map_err(SessionError::Handshake)?;
+        let (session, mut threshold) = greeting
+            .shake_hands(watched, &device, acl, options, state, mounted.device)
+            .map_err(SessionError::Handshake)?;
         threshold.prepare(session.as_fd(), threads).map_err(SessionError::Handshake)?;
         start.set(threshold);
+        let connection = copy()?;
+        let more = move |threads| help(&greeting, &adapter, &connection, acl, threads);
+        watch.start(fs.clone(), config.drive_timeout, more).map_err(SessionError::Handshake)?;
         let registry = BackingRegistry::new(registry, survival.state.clone());
-        for backing in fs.backings().iter() {
+        for backing in fs.backings().iter().filter(|b| !b.health.is_out()) {
             decide_passthrough(backing, config.passthrough, &registry)?;
         }
         fs.set_registry(registry.clone());
-        if fs.backings().iter().any(|b| *b.passthrough() != Passthrough::On) {
+        if fs.backings().iter().any(|b| !b.health.is_out() && *b.passthrough() != Passthrough::On) {
             widen_read_ahead(mounted.device);
         }
-        Ok(Session { session, device, mounted, registry, start })
+        Ok(Session { session, watch, device, mounted, registry, start })
     }
 
     /// What the kernel passes through of this session.
@@ -227,10 +248,10 @@ impl Session {
 
     /// Answers requests from now on.
     pub fn serve(self) -> io::Result<Running> {
-        let Session { session, mounted, start, .. } = self;
+        let Session { session, watch, mounted, start, .. } = self;
         let thread = std::thread::Builder::new().name("kvfs-session".into()).spawn(|| session.run())?;
         start.crossed()?;
-        Ok(Running { thread, mounted })
+        Ok(Running { thread, watch, mounted })
     }
 }
 

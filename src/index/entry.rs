@@ -15,6 +15,11 @@ impl EntryId {
     pub fn number(self) -> u32 {
         self.0
     }
+
+    /// The entry that had this number; it may be another one's by now.
+    pub fn numbered(number: u32) -> EntryId {
+        EntryId(number)
+    }
 }
 
 /// An inode on a backing, as a name stands for it.

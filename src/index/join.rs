@@ -48,6 +48,8 @@ pub struct Joined {
     pub taken: Vec<(EntryId, FileRef)>,
     /// New names in directories that were there before.
     pub appeared: Vec<(DirId, Vec<u8>)>,
+    /// All directories that were read.
+    pub dirs: Vec<DirId>,
     /// The first directory that wasn't.
     first_new: Option<DirId>,
 }
@@ -91,7 +93,7 @@ impl<'a> Joining<'a> {
 
     /// What came of it.
     pub fn finish(self) -> Joined {
-        self.joined
+        Joined { dirs: self.dirs, ..self.joined }
     }
 }
 

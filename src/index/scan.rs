@@ -20,9 +20,12 @@ use super::{AddError, DirId, EntryId, FileRef, Index, Kind, Slot, SlotSet, What}
 use crate::supervise::State;
 
 /// Nested deeper than this is reported and skipped: each level costs an open directory while it's read.
-const MAX_DEPTH: usize = 1000;
+pub const MAX_DEPTH: usize = 1000;
 /// Room for about 1600 names of 75 bytes in one getdents64 call.
 const DENTS_BUFFER: usize = 256 << 10;
+/// How paths are walked.
+const BENEATH: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 /// Names handed over at a time. Waking the other thread costs more than a cache miss: 1024 at a time took
 /// twice as long.
 const BATCH: usize = 16384;
@@ -55,7 +58,7 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", String::from_utf8_lossy(&self.path), self.what)
+        write!(f, "{}: {}", crate::printable::printable(&self.path), self.what)
     }
 }
 
@@ -112,7 +115,15 @@ pub fn scan(
     }
     let newest = |slot: Slot, path: &[u8]| {
         let source = sources.iter().find(|source| source.slot == slot)?;
-        let stat = statx(source.root, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::CTIME).ok()?;
+        // Beneath: what was a directory may be a symbolic link by now.
+        let file = openat2(
+            source.root,
+            path,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+            BENEATH,
+        );
+        let stat = statx(file.ok()?, c"", AtFlags::EMPTY_PATH, StatxFlags::CTIME).ok()?;
         Some((stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec))
     };
     let started = Instant::now();
@@ -403,8 +414,7 @@ impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch) -> Option<Batch>> Reader<'a, H, F>
 
     fn open(&mut self, at: BorrowedFd<'_>, name: &[u8], number: u32) -> Option<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-        match openat2(at, name, flags, Mode::empty(), resolve) {
+        match openat2(at, name, flags, Mode::empty(), BENEATH) {
             Ok(dir) => Some(dir),
             Err(rustix::io::Errno::XDEV) => {
                 self.report("another file system is mounted here; it's not part of the backing".into());

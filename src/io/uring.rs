@@ -17,6 +17,8 @@ use super::buffer::{Buffer, Pool};
 use super::{Engine, IoFile, ReadDone, WriteDone, asked};
 
 const ENTRIES: u32 = 256;
+/// Requests that may wait in the kernel at a time: more than it has at most (`MAX_BACKGROUND`, and one for each client).
+const WORKERS: u32 = 512;
 const STOP: u64 = u64::MAX;
 
 enum Kind {
@@ -51,11 +53,10 @@ impl Uring {
     pub(super) fn new(rings: usize) -> io::Result<Uring> {
         let rings = (0..rings.max(1))
             .map(|n| {
-                let ring = Arc::new(Ring {
-                    ring: IoUring::new(ENTRIES)?,
-                    ops: Default::default(),
-                    pool: Pool::default(),
-                });
+                let ring = IoUring::new(ENTRIES)?;
+                // What waits for one drive mustn't keep the kernel's threads from others. Older kernels can't be told.
+                let _ = ring.submitter().register_iowq_max_workers(&mut [WORKERS, 0]);
+                let ring = Arc::new(Ring { ring, ops: Default::default(), pool: Pool::default() });
                 let worker = ring.clone();
                 std::thread::Builder::new().name(format!("kvfs-uring-{n}")).spawn(move || worker.reap())?;
                 Ok(ring)

@@ -52,7 +52,7 @@ impl Evictor {
     /// Backings come and go.
     fn see_to_workers(&mut self) {
         self.workers.retain(|_, thread| !thread.is_finished());
-        for backing in self.store.backings().iter() {
+        for backing in self.store.backings().iter().filter(|b| !b.health.is_out()) {
             if self.workers.contains_key(&backing.device) {
                 continue;
             }

@@ -48,7 +48,7 @@ impl Level {
 impl Marks {
     /// Where a backing stands. `None` when it can't be asked.
     pub fn level(&self, backing: &Backing) -> Option<Level> {
-        let room = backing.space.room(backing.root()).ok()?;
+        let room = backing.room().ok()?;
         let space: &Space = &backing.space;
         // What other directories of the file system use is not ours to free.
         let of_disk = room.total.saturating_sub(room.free - room.available).saturating_sub(space.min_free);

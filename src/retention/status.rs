@@ -140,7 +140,7 @@ impl BackingPlan {
         self.bytes += bytes;
         if self.victims.len() < NAMED {
             self.victims.push(PlannedVictim {
-                path: String::from_utf8_lossy(path).into_owned(),
+                path: crate::printable::printable(path),
                 bytes,
                 why: victim.class.name().into(),
                 idle_s: used.and_then(|used| used.elapsed().ok()).map(|idle| idle.as_secs()),

@@ -138,7 +138,9 @@ impl Evicting {
     }
 
     fn backings(&self) -> Vec<Arc<Backing>> {
-        self.store.backings().iter().filter(|b| b.device == self.device).cloned().collect()
+        let backings = self.store.backings();
+        let is_mine = |b: &&Arc<Backing>| b.device == self.device && !b.health.is_out();
+        backings.iter().filter(is_mine).cloned().collect()
     }
 
     /// Waits for the next round: whether somebody waits for it. `None` at the end.
@@ -334,7 +336,7 @@ impl Evicting {
                 let path = self.store.index().read().path(dir);
                 tracing::info!(
                     "{}: evicted {} files of {} bytes, for its quota of {limit}",
-                    String::from_utf8_lossy(&path),
+                    crate::printable::printable(&path),
                     taken.gone(),
                     taken.bytes
                 );
@@ -450,7 +452,7 @@ struct Ledger {
 impl Ledger {
     fn of(backing: &Backing) -> Ledger {
         let (granted, promised) = (backing.space.granted(), backing.space.promised());
-        let available = backing.space.room(backing.root()).map_or(0, |room| room.available);
+        let available = backing.room().map_or(0, |room| room.available);
         Ledger { available, granted, promised }
     }
 }

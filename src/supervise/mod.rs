@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+mod alone;
 mod door;
 mod handover;
 mod keeper;

@@ -109,6 +109,8 @@ pub struct HandleRecord {
     pub unique: u64,
     /// How it was opened.
     pub flags: u32,
+    /// Whose it is.
+    pub user: u32,
 }
 
 #[repr(C)]
@@ -117,6 +119,7 @@ struct HandleSlot {
     node: AtomicU64,
     birth: AtomicU64,
     unique: AtomicU64,
+    /// And, above 32 bits of them, the user.
     flags: AtomicU64,
 }
 
@@ -358,7 +361,7 @@ impl State {
         slot.node.store(record.node, Relaxed);
         slot.birth.store(record.birth, Relaxed);
         slot.unique.store(record.unique, Relaxed);
-        slot.flags.store(record.flags.into(), Relaxed);
+        slot.flags.store(u64::from(record.user) << 32 | u64::from(record.flags), Relaxed);
         slot.fh.store(record.fh, Release);
     }
 
@@ -372,12 +375,16 @@ impl State {
     /// All handles that were open, with their places.
     pub fn handles(&self) -> Vec<(usize, HandleRecord)> {
         let used = &self.layout().handles[..end_of(&self.header().handles_end, HANDLES)];
-        let record = |slot: &HandleSlot| HandleRecord {
-            fh: slot.fh.load(Acquire),
-            node: slot.node.load(Relaxed),
-            birth: slot.birth.load(Relaxed),
-            unique: slot.unique.load(Relaxed),
-            flags: slot.flags.load(Relaxed) as u32,
+        let record = |slot: &HandleSlot| {
+            let flags = slot.flags.load(Relaxed);
+            HandleRecord {
+                fh: slot.fh.load(Acquire),
+                node: slot.node.load(Relaxed),
+                birth: slot.birth.load(Relaxed),
+                unique: slot.unique.load(Relaxed),
+                flags: flags as u32,
+                user: (flags >> 32) as u32,
+            }
         };
         used.iter().map(record).enumerate().filter(|(_, record)| record.fh != 0).collect()
     }
@@ -524,7 +531,8 @@ mod tests {
         let state = State::create().unwrap();
         assert_eq!((state.init(), state.starts(), state.is_recovered()), (None, 1, false));
         state.set_init(b"an init of 17 byt", b"answer", (0, 77)).unwrap();
-        let handle = |n: u64| HandleRecord { fh: n << 24 | 5, node: n, birth: 3, unique: 8, flags: 2 };
+        let handle =
+            |n: u64| HandleRecord { fh: n << 24 | 5, node: n, birth: 3, unique: 8, flags: 2, user: 1000 };
         state.keep_handle(5, handle(9));
         state.keep_handle(6, handle(10));
         state.drop_handle(6);

@@ -138,7 +138,10 @@ impl Harness {
         if self.model.inode(ino).kind() == Kind::Symlink {
             return Ok(());
         }
-        let listed = self.fs().listxattr(node).map_err(|e| TestCaseError::fail(format!("listxattr: {e}")))?;
+        let listed = self
+            .fs()
+            .listxattr(&kvfs::fs::Caller::default(), node)
+            .map_err(|e| TestCaseError::fail(format!("listxattr: {e}")))?;
         let listed: BTreeSet<&[u8]> =
             listed.split(|b| *b == 0).filter(|name| name.starts_with(b"user.")).collect();
         let xattrs = &self.model.inode(ino).xattrs;
@@ -151,8 +154,10 @@ impl Harness {
     }
 
     fn read_whole(&self, node: NodeId) -> Check<Vec<u8>> {
-        let opened =
-            self.fs().open(node, libc::O_RDONLY).map_err(|e| TestCaseError::fail(format!("open: {e}")))?;
+        let opened = self
+            .fs()
+            .open(&kvfs::fs::Caller::default(), node, libc::O_RDONLY)
+            .map_err(|e| TestCaseError::fail(format!("open: {e}")))?;
         let data = self.read(opened.fh, 0, 1 << 20);
         self.fs().release(opened.fh);
         data

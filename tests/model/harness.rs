@@ -65,6 +65,7 @@ impl Disks {
             retention: Default::default(),
             open_dirs: keep,
             idle_files: keep,
+            open_files: std::num::NonZeroUsize::new(1 << 16).unwrap(),
         };
         Fs::new(backings, options, ENGINE.clone(), |_| {}).unwrap()
     }

@@ -99,7 +99,7 @@ fn remove_shadows(fs: &Fs, job: &Job, slot: Slot) -> Option<String> {
     let mut failed = None;
     for (dir, name) in fs.shadowed_on(slot) {
         if let Err(e) = fs.remove_shadow(dir, &name, slot) {
-            failed = Some(format!("{}: {e}", String::from_utf8_lossy(&name)));
+            failed = Some(format!("{}: {e}", crate::printable::printable(&name)));
         }
     }
     if let Some(e) = &failed {

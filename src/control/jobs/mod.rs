@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::backing::{Backing, Defaults, Drain, SavedJob, State};
+use super::Drives;
+use crate::backing::{Backing, Defaults, Drain, SavedJob, State, remember_members};
 use crate::direct::Direct;
 use crate::fs::Fs;
 use crate::index::Slot;
@@ -53,7 +54,8 @@ pub struct Context {
 
 /// A mount's jobs.
 pub struct Jobs {
-    context: Context,
+    context: Arc<Context>,
+    drives: Arc<Drives>,
     now: Mutex<Now>,
 }
 
@@ -78,9 +80,9 @@ enum Work {
 
 impl Jobs {
     /// Finds the work that an earlier mount has left: its backings get no new files from now on.
-    pub fn new(context: Context) -> Arc<Jobs> {
+    pub fn new(context: Arc<Context>, drives: Arc<Drives>) -> Arc<Jobs> {
         let mut now = Now::default();
-        for backing in context.fs.backings().iter() {
+        for backing in context.fs.backings().iter().filter(|b| !b.health.is_out()) {
             match backing.saved_job() {
                 Ok(None) => {}
                 Ok(Some(SavedJob::Drain { bandwidth })) => {
@@ -105,7 +107,7 @@ impl Jobs {
         }
         let going = leaving.into_iter().map(|(slot, force)| Work::Remove { slot, force });
         now.waiting.splice(0..0, going);
-        Arc::new(Jobs { context, now: Mutex::new(now) })
+        Arc::new(Jobs { context, drives, now: Mutex::new(now) })
     }
 
     /// The mount answers: leftovers go, and work that an earlier mount has left goes on.
@@ -220,6 +222,9 @@ impl Jobs {
 
     fn has_ended(self: &Arc<Jobs>, job: &Job, ended: Ended) {
         // Stopped by the end of the mount, it goes on at the next.
+        if matches!(job.kind, JobKind::Add | JobKind::Remove) {
+            remember_members(&self.context.fs.backings());
+        }
         let is_over = !job.is_stopped() || job.is_cancelled();
         if job.kind == JobKind::Rebalance && is_over {
             self.forget_saved(|saved| matches!(saved, SavedJob::Rebalance { .. }));

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::members::Removal;
 use super::{JobKind, JobStatus, Jobs, Work, is_running};
-use crate::backing::{Backing, Drain, SavedJob, Spec, State, prepare_one};
+use crate::backing::{Backing, Drain, Health, SavedJob, Spec, State, prepare_one};
 
 /// An order about the set of backings. A backing is named by its path or its slot's number.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -143,7 +143,10 @@ impl Jobs {
     fn drain(self: &Arc<Jobs>, backing: &Backing, bandwidth: Option<u64>) -> Result<JobStatus, String> {
         let mut now = self.now.lock();
         self.idle(&now)?;
-        let takes = |b: &&Arc<Backing>| b.slot != backing.slot && b.state().takes_new_files();
+        if backing.health.is_out() {
+            return Err(format!("backing {} is out: {}", backing.path.display(), backing.health.get()));
+        }
+        let takes = |b: &&Arc<Backing>| b.slot != backing.slot && b.is_open_to_files();
         if self.context.fs.backings().iter().find(takes).is_none() {
             return Err(format!(
                 "no other backing takes new files, so those of {} have nowhere to go; add one, or set one rw",
@@ -176,7 +179,7 @@ impl Jobs {
         let mut now = self.now.lock();
         self.idle(&now)?;
         let backings = self.context.fs.backings();
-        let first = backings.iter().find(|b| b.state() == State::ReadWrite);
+        let first = backings.iter().find(|b| b.state() == State::ReadWrite && b.is_open_to_files());
         let first = first.ok_or("no backing takes new files; set one rw")?;
         first.save_job(&SavedJob::Rebalance { bandwidth, tolerance }).map_err(|e| {
             format!("backing {}: what is to be done can't be written down there: {e}", first.path.display())
@@ -247,6 +250,9 @@ impl Jobs {
                 job.stop(true);
             }
             drop(now);
+            if backing.health.is_out() {
+                return Err(format!("backing {path} is out: its drain can't be taken back there"));
+            }
             backing
                 .forget_job()
                 .map_err(|e| format!("backing {path}: its drain can't be taken back there: {e}"))?;
@@ -254,6 +260,9 @@ impl Jobs {
         self.context.fs.record_state(backing.slot, state, None);
         backing.set_state(state);
         tracing::info!("backing {path} is {state}");
+        if state == State::ReadWrite && backing.health.get() != Health::Well {
+            return self.drives.take_in(backing);
+        }
         let called_off = if draining { "; its drain is called off" } else { "" };
         let writers = self.context.fs.opens_on(backing.slot).1;
         Ok(match state {

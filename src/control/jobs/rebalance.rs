@@ -140,8 +140,9 @@ pub(super) fn rebalance(fs: &Fs, job: &Job, tolerance: f64) -> Ended {
 impl<'a> Plan<'a> {
     fn new(fs: &'a Fs, tolerance: f64) -> Plan<'a> {
         let mut drives: Vec<Drive> = Vec::new();
-        for backing in fs.backings().iter().filter(|b| b.state() == State::ReadWrite) {
-            let Ok(room) = backing.space.room(backing.root()) else { continue };
+        for backing in fs.backings().iter().filter(|b| b.state() == State::ReadWrite && b.is_open_to_files())
+        {
+            let Ok(room) = backing.room() else { continue };
             match drives.iter_mut().find(|d| d.device == backing.device) {
                 Some(drive) => drive.slots.push(backing.slot),
                 None => drives.push(Drive {
@@ -248,7 +249,7 @@ impl<'a> Plan<'a> {
         let backings = self.fs.backings();
         for drive in &mut state.drives {
             let Some(backing) = drive.slots.first().and_then(|slot| backings.get(*slot)) else { continue };
-            let Ok(room) = backing.space.room(backing.root()) else { continue };
+            let Ok(room) = backing.room() else { continue };
             // What came is there; what went may be there still.
             let gone = state.lately.iter().filter(|(_, device, bytes)| *device == drive.device && *bytes < 0);
             drive.used =
