@@ -393,7 +393,6 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         .inspect_err(|_| mounted.detach())?;
     // Nothing fails from here on: what was made for the mount stays.
     made.keep();
-    backing::remember_members(&fs.backings());
     unmount_on_signal(signals, mounted.clone());
     match &survival.state {
         Some(state) if state.is_recovered() => tracing::warn!(
@@ -409,6 +408,8 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     beginning.settle_upgrade();
     beginning.parent.ready();
     survival.keeper.ready();
+    // Written and synced: nobody waits for that.
+    backing::remember_members(&fs.backings());
     let rules = fs.clone();
     std::thread::spawn(move || rules.serve_rules());
     jobs.resume();

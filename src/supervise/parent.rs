@@ -224,14 +224,15 @@ impl Parent {
             }
             Ok(WaitStatus::Signaled(_, signal, _)) => {
                 self.listen();
-                if !self.was_up {
+                // Once it has mounted, another takes over, though it wasn't ready yet.
+                if !self.was_up && !self.has_device() {
                     return Some(128 + signal as u8);
                 }
                 signal as i32
             }
             _ => return None,
         };
-        if !self.kept.iter().any(|(tag, _)| *tag == Tag::Device.code()) {
+        if !self.has_device() {
             // It was told that nobody could take over.
             return Some(1);
         }
@@ -246,6 +247,11 @@ impl Parent {
             self.did_not_come_up();
         }
         None
+    }
+
+    /// Whether there's a mount.
+    fn has_device(&self) -> bool {
+        self.kept.iter().any(|(tag, _)| *tag == Tag::Device.code())
     }
 
     fn did_not_come_up(&mut self) {

@@ -337,7 +337,7 @@ fn a_drive_that_is_not_mounted_any_more_is_not_served_empty() {
     run(std::process::Command::new("umount").arg("--lazy").arg(&volume));
     super::shoot(pid);
     next(&mount, before);
-    assert_eq!(sys::stat(mount.path(ranked(1, 1))).map(drop), Err(Errno::ENOENT), "its drive is away");
+    assert!(sys::stat(mount.path(ranked(1, 1))).is_err(), "its drive is away");
     assert!(std::fs::read_dir(&volume).unwrap().next().is_none(), "nothing is made there");
     run(std::process::Command::new("mount").args(["-o", "loop"]).arg(lab.path("vol0.img")).arg(&volume));
     backing(&mount, "set", &["1", "rw"]).code(0);
