@@ -5,9 +5,17 @@ mod common;
 
 #[path = "crash/kept.rs"]
 mod kept;
+#[path = "crash/load.rs"]
+mod load;
 #[path = "crash/points.rs"]
 mod points;
+#[path = "crash/set.rs"]
+mod set;
 #[path = "crash/storm.rs"]
 mod storm;
+#[path = "crash/systemd.rs"]
+mod systemd;
+#[path = "crash/upgrade.rs"]
+mod upgrade;
 
-use common::killer::{daemon, kill, next};
+use common::killer::{daemon, kill, next, shoot};

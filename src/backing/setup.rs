@@ -240,14 +240,14 @@ pub(super) fn open_backing(
     path: &Path,
     spec: &Spec,
     defaults: Defaults,
-    marking: Marking,
+    marking: Marking<'_>,
     made: &mut Made,
 ) -> Result<Backing, SetupError> {
     let spec = defaults.complete(Spec { path: path.to_owned(), ..spec.clone() });
     let io = |e: io::Error| SetupError::Io(path.to_owned(), e);
     let opened = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let root = opened.map_err(|e| match (e, marking) {
-        (Errno::NOENT, Marking::Again(_)) => SetupError::NotIt(path.to_owned(), "nothing is there"),
+        (Errno::NOENT, again) if again.is_again() => SetupError::NotIt(path.to_owned(), "nothing is there"),
         _ => io(e.into()),
     })?;
     let vfs = fstatvfs(&root).map_err(|e| io(e.into()))?;

@@ -13,6 +13,8 @@ use crate::direct::{Direct, DirectStatus};
 use crate::fs::Fs;
 use crate::printable::printable;
 use crate::retention::RetentionStatus;
+use crate::supervise::Handover;
+use crate::version;
 
 /// How long a drive may take to be looked at before its status is told.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -22,6 +24,12 @@ const SETTLED: Duration = Duration::from_secs(1);
 pub struct Status {
     /// The daemon's version.
     pub version: String,
+    /// What tells builds of that version apart, if it's known.
+    #[serde(default)]
+    pub build: Option<String>,
+    /// The daemon's executable.
+    #[serde(default)]
+    pub executable: PathBuf,
     /// The daemon's process.
     pub pid: u32,
     /// Where it's mounted.
@@ -62,6 +70,9 @@ pub struct Status {
     /// Who starts the daemon again when it dies.
     #[serde(default)]
     pub supervised: Supervised,
+    /// The last upgrade.
+    #[serde(default)]
+    pub last_upgrade: Option<Handover>,
     /// Requests so far, by operation, and `panics`.
     pub ops: BTreeMap<String, u64>,
 }
@@ -231,7 +242,9 @@ impl Status {
             format!("{}: {}", printable(path.as_os_str().as_encoded_bytes()), p.what)
         };
         Status {
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: version::version(),
+            build: version::BUILD.map(str::to_owned),
+            executable: std::fs::read_link("/proc/self/exe").unwrap_or_default(),
             pid: std::process::id(),
             mountpoint: about.mountpoint.clone(),
             uptime_s: about.since.elapsed().as_secs(),
@@ -255,6 +268,7 @@ impl Status {
             open_files: fs.handles_open() as u64,
             retention: fs.retention.status(fs),
             job: None,
+            last_upgrade: None,
             direct: direct.status(),
             supervised: about.supervised.clone(),
             ops: fs.counters.all().map(|(name, n)| (name.to_owned(), n)).collect(),

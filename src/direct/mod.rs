@@ -183,7 +183,8 @@ impl Direct {
             gpus.probe(fs.backings().iter().map(|b| (b.slot, b.path.clone())).collect());
         }
         Ok(Arc::new(Direct {
-            host: HostEngine::new(fs.backings().len()).map_err(|e| format!("io_uring can't be used: {e}")),
+            host: HostEngine::new(fs.backings().iter().map(|b| b.slot))
+                .map_err(|e| format!("io_uring can't be used: {e}")),
             gpus,
             owners,
             buffers,
@@ -318,6 +319,11 @@ impl Direct {
         }
         self.tokens.closed(fh);
         self.buffers.closed(fh);
+    }
+
+    /// Transfers that haven't been answered.
+    pub fn in_flight(&self) -> u64 {
+        self.deadlines.count()
     }
 
     /// What there is and what was done.

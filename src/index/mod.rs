@@ -95,17 +95,22 @@ pub struct Index {
 impl Index {
     /// An index of just the root directory, which every one of the backings has.
     pub fn new(backings: usize) -> Index {
+        Index::of(SlotSet::first(backings))
+    }
+
+    /// The same of backings with these slots.
+    pub fn of(members: SlotSet) -> Index {
         let mut index = Index {
             by_name: (0..SHARDS).map(|_| HashTable::new()).collect(),
             next_dir: 1,
             files: vec![0; MAX_BACKINGS],
-            members: SlotSet::first(backings),
+            members,
             ..Index::default()
         };
         let root = Dir {
             entry: NO_ENTRY,
             subdirs: 0,
-            slots: SlotSet::first(backings),
+            slots: members,
             children: Children::default(),
             kept: numbers::Kept::default(),
         };

@@ -51,8 +51,7 @@ pub fn scan(
     state: Option<Arc<State>>,
     mut progress: impl FnMut(Progress),
 ) -> Result<(Index, Report), AddError> {
-    // A slot without a source has nothing to be read.
-    let mut index = Index::new(sources.iter().map(|source| source.slot.index() + 1).max().unwrap_or(0));
+    let mut index = Index::of(sources.iter().map(|source| source.slot).collect());
     if let Some(state) = state {
         index.keep_in(state);
     }

@@ -15,14 +15,19 @@
 use std::sync::Arc;
 
 mod alone;
+mod door;
+mod handover;
 mod keeper;
 mod parent;
 mod state;
+mod twice;
 mod work;
 
-pub use keeper::{Keeper, Kept, Tag};
+pub use door::Door;
+pub use handover::{Handover, HandoverOutcome};
+pub use keeper::{HANDED_OVER, Keeper, Kept, Notify, Tag};
 pub use parent::{Start, supervise};
-pub use state::{HandleRecord, NodeRecord, State, StateError, name_hash, place_hash};
+pub use state::{HandleRecord, NodeRecord, STATE_VERSION, State, StateError, name_hash, place_hash};
 pub use work::{
     Deadly, HandedOver, Intent, Outcome, Path, Work, hand_over, is_done, unique, was_begun, was_intended,
 };
@@ -36,4 +41,14 @@ pub struct Survival {
     pub keeper: Arc<Keeper>,
     /// The requests at work.
     pub work: Arc<Work>,
+}
+
+impl Survival {
+    /// How deep the kernel was told to stack at the mount's start, which is as `now` says if it's now.
+    pub fn stack_depth(&self, now: impl FnOnce() -> u32) -> u32 {
+        match &self.state {
+            Some(state) => state.stack_depth(now),
+            None => now(),
+        }
+    }
 }

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::alone::Alone;
+use super::door::Door;
 #[cfg(test)]
 use super::state::WORK_RECORDS;
 use super::state::{State, WORK_ROOM, WorkRecord, load, store};
@@ -109,6 +110,8 @@ pub struct Work {
     /// Requests since then that aren't sent again; beyond `MANY` nobody counts.
     new: AtomicUsize,
     since: Instant,
+    /// What they come in by.
+    pub door: Door,
 }
 
 /// What a thread is doing.
@@ -171,8 +174,8 @@ impl Work {
     /// Kept in this state; of none, nothing is kept. `crashed`: the daemon before ended by a fault of its own.
     pub fn new(state: Option<Arc<State>>, crashed: bool) -> Work {
         let new = AtomicUsize::new(MANY + 1);
-        let (known, suspects) = Default::default();
-        Work { state, crashed, known, suspects, new, since: Instant::now() }
+        let (known, suspects, door) = Default::default();
+        Work { state, crashed, known, suspects, new, since: Instant::now(), door }
     }
 
     /// Looks at what the daemons before were doing: each intent is given to `settle`, which looks at the disk.
@@ -235,6 +238,7 @@ impl Work {
 
     /// A request has come: what this thread does from now on is for it, and what it did before was answered.
     pub fn begin(&self, unique: u64, op: u32) -> Result<(), Deadly> {
+        self.door.pass();
         let Some(state) = &self.state else { return Ok(()) };
         let plain = unique & !RESENT;
         if unique & RESENT == 0 {

@@ -12,12 +12,18 @@ pub(crate) fn daemon(mount: &Mount) -> (u64, u32) {
     (status["supervised"]["daemons"].as_u64().unwrap(), pid)
 }
 
+/// Kills this process.
+#[track_caller]
+pub(crate) fn shoot(pid: u32) {
+    let dead = sys::pidfd(pid).unwrap();
+    sys::signal(&dead, libc::SIGKILL).unwrap();
+}
+
 /// Kills the daemon, and returns when another answers.
 #[track_caller]
 pub(crate) fn kill(mount: &Mount) {
     let (before, pid) = daemon(mount);
-    let dead = sys::pidfd(pid).unwrap();
-    sys::signal(&dead, libc::SIGKILL).unwrap();
+    shoot(pid);
     next(mount, before);
 }
 

@@ -60,9 +60,9 @@ impl Drop for HostBuffer {
 
 impl HostEngine {
     /// An engine for so many backings. Fails where the kernel or a container doesn't allow io_uring.
-    pub(crate) fn new(backings: usize) -> io::Result<HostEngine> {
+    pub(crate) fn new(backings: impl IntoIterator<Item = Slot>) -> io::Result<HostEngine> {
         let rings = Rings { started: [const { OnceLock::new() }; MAX_BACKINGS], starting: Mutex::new(()) };
-        (0..backings).try_for_each(|slot| rings.start(slot))?;
+        backings.into_iter().try_for_each(|slot| rings.start(slot.index()))?;
         Ok(HostEngine { rings: Arc::new(rings) })
     }
 
