@@ -19,6 +19,7 @@ mod members;
 mod names;
 mod node;
 mod numbers;
+mod report;
 mod scan;
 mod usage;
 
@@ -33,8 +34,9 @@ pub use join::{Joined, Joining, Subtree, merge_subtree, read_subtree};
 pub use members::DirName;
 use names::Names;
 pub use node::{DirId, Kind, MAX_BACKINGS, Node, NodeId, PackedIno, Slot, SlotSet};
+pub use report::{Problem, Progress, Report};
 pub(crate) use scan::identify;
-pub use scan::{MAX_DEPTH, Problem, Progress, Report, Source, scan};
+pub use scan::{MAX_DEPTH, Source, scan};
 pub use usage::{CreatorCode, Moment};
 
 /// Tables of names. Several, so that one that grows moves a small part of all names at a time.
