@@ -106,10 +106,14 @@ impl Fs {
         super::fault::first_point("set state after", &self.state);
     }
 
-    /// Drains, and removals with or without force, that a daemon before had begun.
-    pub(crate) fn unfinished(&self) -> (Vec<(Slot, Drain)>, Vec<(Slot, bool)>) {
-        let set = self.set.record.lock();
-        (set.drains(), set.leaving())
+    /// Drains that a daemon before had begun.
+    pub(crate) fn unfinished_drains(&self) -> Vec<(Slot, Drain)> {
+        self.set.record.lock().drains()
+    }
+
+    /// Removals that it had begun, with or without force.
+    pub(crate) fn unfinished_removals(&self) -> Vec<(Slot, bool)> {
+        self.set.record.lock().leaving()
     }
 
     /// Tells the kernel of what backings have brought that were joining when a daemon before died.

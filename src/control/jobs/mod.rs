@@ -98,14 +98,14 @@ impl Jobs {
                 ),
             }
         }
-        let (drains, leaving) = context.fs.unfinished();
-        for (slot, Drain { bandwidth }) in drains {
+        for (slot, Drain { bandwidth }) in context.fs.unfinished_drains() {
             // Its drive couldn't be written, or a daemon died before it was.
             if !now.waiting.iter().any(|work| matches!(work, Work::Drain { slot: at, .. } if *at == slot)) {
                 now.waiting.push(Work::Drain { slot, bandwidth });
             }
         }
-        let going = leaving.into_iter().map(|(slot, force)| Work::Remove { slot, force });
+        let going =
+            context.fs.unfinished_removals().into_iter().map(|(slot, force)| Work::Remove { slot, force });
         now.waiting.splice(0..0, going);
         Arc::new(Jobs { context, drives, now: Mutex::new(now) })
     }
