@@ -57,6 +57,25 @@ impl Direct {
         tgid: u32,
         answer: impl FnOnce(Asked, Outcome) + Send + 'static,
     ) {
+        if !asked.again || !self.fs.lifeline.is_awaited() {
+            return self.run_now(ops, asked, tgid, answer);
+        }
+        // What a daemon before had begun of it mustn't overtake what the client does next.
+        let (direct, ops) = (self.clone(), ops.to_vec());
+        self.fs.lifeline.after(move |ended| match ended {
+            true => direct.run_now(&ops, asked, tgid, answer),
+            false => asked.failed(Errno::TIMEDOUT),
+        });
+    }
+
+    fn run_now(
+        self: &Arc<Direct>,
+        ops: &[abi::Op],
+        asked: Asked,
+        tgid: u32,
+        answer: impl FnOnce(Asked, Outcome) + Send + 'static,
+    ) {
+        self.crash_point(&asked, "transfer before");
         let bytes = ops.iter().try_fold(0u64, |sum, op| sum.checked_add(op.length));
         if bytes.is_none_or(|bytes| bytes > MAX_IO) {
             return asked.failed(Errno::INVAL);
@@ -66,12 +85,14 @@ impl Direct {
         let counts = self.counts.clone();
         let directions: Vec<_> = ops.iter().map(direction).collect();
         let told = directions.clone();
+        let direct = self.clone();
         let call = self.deadlines.call(
             ops.len(),
             Box::new(move |outcome| {
                 for (direction, result) in told.iter().zip(&outcome.results) {
                     counts.op(direction.unwrap_or(Direction::Read), *result);
                 }
+                direct.crash_point(&asked, "transfer after");
                 answer(asked, outcome);
             }),
         );
