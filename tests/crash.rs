@@ -3,10 +3,15 @@
 
 mod common;
 
+#[path = "crash/direct.rs"]
+mod direct;
 #[path = "crash/kept.rs"]
 mod kept;
 #[path = "crash/points.rs"]
 mod points;
+#[allow(dead_code)] // Shared with the tests of the ioctls.
+#[path = "direct/raw.rs"]
+mod raw;
 #[path = "crash/storm.rs"]
 mod storm;
 

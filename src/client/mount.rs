@@ -184,10 +184,6 @@ impl Mount {
         query(&*self.dir)
     }
 
-    pub(super) fn dir(&self) -> &Arc<OwnedFd> {
-        &self.dir
-    }
-
     /// Where it's mounted: the topmost directory of its file system.
     fn root(&self) -> std::io::Result<PathBuf> {
         let mut root = self.path.canonicalize()?;

@@ -80,7 +80,8 @@ impl Direct {
         if bytes.is_none_or(|bytes| bytes > MAX_IO) {
             return asked.failed(Errno::INVAL);
         }
-        let Some(owner) = self.owners.find(tgid) else { return asked.failed(Errno::PERM) };
+        // Who has registered nothing, or with a daemon before alone, is told so for each op.
+        let owner = self.owners.find(tgid);
         let target = asked.target;
         let counts = self.counts.clone();
         let directions: Vec<_> = ops.iter().map(direction).collect();
@@ -99,8 +100,8 @@ impl Direct {
         let mut files = Files::new();
         let (mut host, mut gpu) = (Vec::new(), Vec::new());
         for (at, (op, direction)) in ops.iter().zip(directions).enumerate() {
-            let prepared =
-                direction.and_then(|direction| self.prepare(op, direction, &owner, target, &mut files));
+            let prepared = direction
+                .and_then(|direction| self.prepare(op, direction, owner.as_ref(), target, &mut files));
             match prepared {
                 Err(errno) => call.ticket(at).end(-i64::from(errno.raw_os_error()), Path::None),
                 // Nothing to move, and nothing wrong.
@@ -116,14 +117,14 @@ impl Direct {
         &self,
         op: &abi::Op,
         direction: Direction,
-        owner: &Arc<Owner>,
+        owner: Option<&Arc<Owner>>,
         target: Target,
         files: &mut Files,
     ) -> Result<Ready, Errno> {
         let fh = match (op.file, target) {
             (0, Target::Dir(_)) => return Err(Errno::ISDIR),
             (0, Target::File(fh)) => fh,
-            (token, _) => self.tokens.file(owner, token).ok_or(Errno::BADF)?,
+            (token, _) => owner.and_then(|owner| self.tokens.file(owner, token)).ok_or(Errno::BADF)?,
         };
         let file = match files.iter().find(|(known, _)| *known == fh) {
             Some((_, file)) => file.clone(),
@@ -142,7 +143,7 @@ impl Direct {
             return Err(Errno::BADF);
         }
         let buffer = self.buffers.find(op.buf_id).ok_or(Errno::NOENT)?;
-        if !Arc::ptr_eq(&buffer.owner, owner) {
+        if owner.is_none_or(|owner| !Arc::ptr_eq(&buffer.owner, owner)) {
             return Err(Errno::PERM);
         }
         let buffer = buffer.take(direction, op.buf_off, op.length)?;

@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use super::direct::Transfers;
 use super::kill;
 use crate::common::{Lab, Mount, Passthrough, pattern, ranked, sys};
 
 const CLIENTS: usize = 4;
+/// Clients of the ioctl fast path beside them.
+const MOVERS: usize = 2;
 const SIZES: [usize; 4] = [0, 1000, 70_000, 1 << 20];
 
 fn number(name: &str, default: u64) -> u64 {
@@ -144,7 +147,21 @@ fn storm(mode: Passthrough) {
     println!("KVFS_TEST_SEED={seed} repeats the random choices of this run");
     let over = AtomicBool::new(false);
     let mut pauses = Vec::new();
-    let clients = std::thread::scope(|scope| {
+    let (clients, moved) = std::thread::scope(|scope| {
+        let transfers: Vec<_> = (0..MOVERS)
+            .map(|n| {
+                let (mount, over) = (&mount, &over);
+                scope.spawn(move || {
+                    let mut transfers = Transfers::new(mount, &format!("transfers{n}"));
+                    let mut steps = 0u64;
+                    while !over.load(Relaxed) {
+                        transfers.step();
+                        steps += 1;
+                    }
+                    steps
+                })
+            })
+            .collect();
         let running: Vec<_> = (0..CLIENTS)
             .map(|n| {
                 let dir = mount.path(format!("client{n}"));
@@ -168,7 +185,9 @@ fn storm(mode: Passthrough) {
         for _ in 0..kills {
             // A random moment of the work, not an event to be waited for.
             std::thread::sleep(Duration::from_micros(dice.below(60_000) as u64));
-            if running.iter().any(|client| client.is_finished()) {
+            if running.iter().any(|client| client.is_finished())
+                || transfers.iter().any(|client| client.is_finished())
+            {
                 break;
             }
             let begun = Instant::now();
@@ -176,8 +195,13 @@ fn storm(mode: Passthrough) {
             pauses.push(begun.elapsed());
         }
         over.store(true, Relaxed);
-        running.into_iter().map(|client| client.join()).collect::<Vec<_>>()
+        let moved: Vec<_> = transfers.into_iter().map(|client| client.join()).collect();
+        (running.into_iter().map(|client| client.join()).collect::<Vec<_>>(), moved)
     });
+    for client in moved {
+        let steps = client.unwrap_or_else(|_| panic!("a client of the ioctls failed:\n{}", mount.story()));
+        println!("{steps} steps by ioctls");
+    }
     let mut steps = 0;
     for client in clients {
         let (client, did, longest) = client.unwrap_or_else(|_| panic!("a client failed:\n{}", mount.story()));
@@ -193,6 +217,7 @@ fn storm(mode: Passthrough) {
         pauses[pauses.len() - 1].as_millis()
     );
     assert_eq!(mount.status()["open_files"], 0, "no handle is left over");
+    assert_eq!(mount.status()["direct"]["buffers"], 0, "no buffer is left over");
     assert_eq!(mount.status()["index"]["shadows"], 0, "no file is there twice");
     finished(mount);
 }
