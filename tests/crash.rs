@@ -5,6 +5,8 @@ mod common;
 
 #[path = "crash/direct.rs"]
 mod direct;
+#[path = "direct/frozen.rs"]
+mod frozen;
 #[path = "crash/kept.rs"]
 mod kept;
 #[path = "crash/points.rs"]
@@ -12,6 +14,9 @@ mod points;
 #[allow(dead_code)] // Shared with the tests of the ioctls.
 #[path = "direct/raw.rs"]
 mod raw;
+#[allow(dead_code)]
+#[path = "direct/sending.rs"]
+mod sending;
 #[path = "crash/storm.rs"]
 mod storm;
 
@@ -40,9 +45,7 @@ fn kill(mount: &Mount) {
 fn next(mount: &Mount, before: u64) {
     let deadline = Instant::now() + ns::HANG;
     loop {
-        let out = common::kvfs(["status".into(), "--json".into(), mount.point().as_os_str().to_owned()]);
-        let status: Option<serde_json::Value> = serde_json::from_str(&out.stdout).ok();
-        let daemons = status.and_then(|status| status["supervised"]["daemons"].as_u64());
+        let daemons = mount.try_status().and_then(|status| status["supervised"]["daemons"].as_u64());
         if daemons.is_some_and(|daemons| daemons > before) {
             return;
         }

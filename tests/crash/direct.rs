@@ -1,16 +1,20 @@
 //! The ioctls while the daemon is killed: numbers stay good, and a call under way is answered, once.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
 
 use kvfs::client::{Access, Batch, File, HostBuffer, Mount as Client, Pages};
 use kvfs::direct::abi::{self, Op};
 
+use super::frozen::Frozen;
 use super::points::dying;
 use super::raw::{self, BLANK, Buf, read_op, reg, submit, token, transfer, unregister, write_op};
+use super::sending::{NAME, answer, by_token, connected, sent, whole_way};
 use super::{daemon, kill, next};
+use crate::common::lab::run;
 use crate::common::process::Process;
 use crate::common::user::NOBODY;
-use crate::common::{Builder, Errno, Lab, Mount, Passthrough, ns, pattern, ranked, sys};
+use crate::common::{Builder, Errno, FsKind, Lab, Mount, Passthrough, ns, pattern, ranked, sys};
 
 fn supervised(lab: &Lab, mode: Passthrough) -> Builder {
     lab.mount(&lab.dirs(2)).passthrough(mode).supervised()
@@ -58,6 +62,12 @@ fn drained(mount: &Mount) {
 /// Has no other daemon come as long as `act` takes.
 fn while_dead<T>(mount: &Mount, act: impl FnOnce() -> T) -> T {
     let (before, pid) = daemon(mount);
+    // A first one that wasn't ready has no successor.
+    let ready = || mount.story().contains("mounted at");
+    let until = std::time::Instant::now() + ns::HANG;
+    while !ready() {
+        assert!(std::time::Instant::now() < until, "{}", mount.story());
+    }
     mount.signal(libc::SIGSTOP);
     let dead = sys::pidfd(pid).unwrap();
     sys::signal(&dead, libc::SIGKILL).unwrap();
@@ -269,43 +279,113 @@ fn what_is_not_kept_is_registered_again() {
     assert_eq!(memory_of(mount.pid()), 0);
 }
 
-/// The next daemon has a socket in the mount, too.
+/// The next daemon has a socket in the mount, too; what was sent to the one before and not used is sent again.
 #[test]
 fn the_socket_is_bound_anew() {
     let lab = Lab::new();
     let mount = supervised(&lab, Passthrough::Auto).start();
-    std::fs::write(mount.path("f"), pattern(1, 4096)).unwrap();
+    let path = mount.path(NAME);
+    std::fs::write(mount.path("f"), "content").unwrap();
+    let f = open(&mount, "f");
+    for _ in 0..3 {
+        bound(&mount);
+        assert_eq!(whole_way(mount.point()), Ok(()));
+        let (connection, memfd) = (connected(&path).unwrap(), raw::memfd(4096));
+        let number = sent(&path, &memfd).unwrap();
+        kill(&mount);
+        assert!(answer(&connection).is_none(), "it's closed");
+        assert_eq!(raw::register(&f, &by_token(number)).map(drop), Err(Errno::ENOENT));
+    }
+    assert_eq!(sys::lstat(&path).unwrap().st_mode & libc::S_IFMT, libc::S_IFSOCK);
+}
+
+#[track_caller]
+fn bound(mount: &Mount) {
+    let until = std::time::Instant::now() + ns::HANG;
+    while mount.status()["direct"]["fd_socket"] != true {
+        assert!(std::time::Instant::now() < until, "no socket:\n{}", mount.story());
+    }
+}
+
+/// A client whose descriptors can't be taken, and which sends them while nobody listens, too.
+#[test]
+fn clients_send_descriptors_again() {
+    let lab = Lab::new();
+    lab.fuse_for_everyone();
+    let (backing, point) = (lab.dir("theirs"), lab.dir("mnt"));
+    for dir in [&backing, &point] {
+        std::os::unix::fs::chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let mount = lab.mount(&[backing]).user(NOBODY).supervised().start();
+    bound(&mount);
     let (hears, tells) = sys::pipe().unwrap();
     let mut other = Process::start(|say| {
         nix::unistd::setgid(NOBODY.into()).unwrap();
         nix::unistd::setuid(NOBODY.into()).unwrap();
-        // Its descriptors can't be taken.
         // SAFETY: prctl takes integers.
         unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+        std::fs::write(mount.path("f"), pattern(1, 4096)).unwrap();
         let client = Client::open(mount.point()).unwrap();
         let file = File::open(mount.path("f")).unwrap();
         let buffer = HostBuffer::new(4096, Pages::Ordinary).unwrap();
         let mut all = Vec::new();
         loop {
-            let registered = client.register(&buffer, Access::Both).unwrap();
-            all.push(registered);
+            all.push(client.register(&buffer, Access::Both).unwrap());
             let read = all.iter().map(|registered| file.read(0, registered, 0, 4096).unwrap());
             say(&read.sum::<u64>().to_string());
             sys::read(&hears, 1).unwrap();
         }
     });
     assert_eq!(other.hear(), "4096");
-    for round in 2..5 {
-        kill(&mount);
-        sys::write(&tells, b"x").unwrap();
+    for round in 2..6 {
+        while_dead(&mount, || sys::write(&tells, b"x").unwrap());
         assert_eq!(other.hear(), (round * 4096).to_string());
-        assert_eq!(mount.status()["direct"]["fd_socket"], true);
     }
-    // While nobody listens.
-    while_dead(&mount, || sys::write(&tells, b"x").unwrap());
-    assert_eq!(other.hear(), (5 * 4096).to_string());
     other.kill();
-    drained(&mount);
+}
+
+/// What the dead daemon had under way isn't overtaken by what comes after it.
+#[test]
+fn what_is_under_way_is_waited_for() {
+    let lab = Lab::new();
+    // The drive is a file of another one: when that stands still, writes are under way in the kernel alone.
+    let under = lab.volume(FsKind::Xfs, 512);
+    let (image, drive) = (under.join("image"), lab.dir("drive"));
+    std::fs::File::create(&image).unwrap().set_len(300 << 20).unwrap();
+    run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
+    run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&drive));
+    let mount = lab.mount(&[drive.join("kv")]).supervised().start();
+    let f = open(&mount, "f");
+    let mut buf = Buf::new(&f, 1 << 20);
+    assert_eq!(transfer(&f, write_op(buf.id, 0, 0, 1 << 20)), Ok(1 << 20));
+    // There's nothing else to be written.
+    rustix::fs::syncfs(std::fs::File::open(&drive).unwrap()).unwrap();
+    let device = sys::stat(&drive).unwrap().st_dev;
+    let inflight =
+        format!("/sys/dev/block/{}:{}/inflight", rustix::fs::major(device), rustix::fs::minor(device));
+    let writes = || {
+        let counts = std::fs::read_to_string(&inflight).unwrap();
+        counts.split_whitespace().nth(1).unwrap().parse::<u32>().unwrap()
+    };
+    buf.map.put(0, &pattern(5, 1 << 20));
+    let until = std::time::Instant::now() + ns::HANG;
+    std::thread::scope(|scope| {
+        let frozen = Frozen::new(&under);
+        let (f, id) = (&f, buf.id);
+        let writer = scope.spawn(move || transfer(f, write_op(id, 0, 0, 1 << 20)));
+        while writes() == 0 {
+            assert!(std::time::Instant::now() < until, "nothing is under way");
+            std::thread::yield_now();
+        }
+        kill(&mount);
+        // It has come again: it's taken before what comes after it.
+        assert_eq!(raw::query(f).unwrap().file_token, token(f));
+        assert!(writes() > 0 && !writer.is_finished());
+        assert_eq!(direct(&mount, "in_flight"), 0, "it isn't begun again");
+        drop(frozen);
+        assert_eq!(writer.join().unwrap(), Ok(1 << 20));
+    });
+    assert_eq!(sys::pread(&f, 1 << 20, 0), Ok(pattern(5, 1 << 20)));
 }
 
 /// A client of the storm that moves data by ioctls.
