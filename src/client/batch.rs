@@ -18,6 +18,9 @@ use crate::direct::abi;
 
 /// Pieces of longer transfers begin at multiples of this, so that direct I/O stays possible.
 const PIECE_ALIGN: u64 = 1 << 20;
+/// How often what a daemon doesn't know is told it again. One after a crash may know neither a buffer nor a file, tells
+/// of one at a time, and may die as well.
+pub(super) const TRIES: usize = 8;
 /// Calls that are made at the same time.
 const AT_ONCE: usize = 4;
 
@@ -78,8 +81,7 @@ impl<'a> Batch<'a> {
             bytes: facts.max_io_bytes.max(1),
         };
         let mut results = transfer(mount, &self.ops, limits);
-        // A daemon after a crash may know neither a file nor a buffer any more, and tells of one at a time.
-        for _ in 0..2 {
+        for _ in 0..TRIES {
             let renewed = |at: usize| Some((at, renew(&self.ops[at], self.uses[at], results[at])?));
             let (again, ops): (Vec<usize>, Vec<abi::Op>) = (0..results.len()).filter_map(renewed).unzip();
             if again.is_empty() {

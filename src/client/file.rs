@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::*};
 
 use rustix::io::Errno;
 
+use super::batch::TRIES;
 use super::call::call;
 use super::error::{Call, Error, OpError};
 use super::mount::{Facts, query};
@@ -111,7 +112,10 @@ impl File {
         call(self, which, &mut op)?;
         let mut result = OpError::of(op.result);
         // A daemon after a crash may not know the buffer any more.
-        if result == Err(OpError::Os(Errno::NOENT)) && buffer.renew(op.buf_id) {
+        for _ in 0..TRIES {
+            if result != Err(OpError::Os(Errno::NOENT)) || !buffer.renew(op.buf_id) {
+                break;
+            }
             op.buf_id = buffer.id();
             call(self, which, &mut op)?;
             result = OpError::of(op.result);
