@@ -328,9 +328,9 @@ impl Direct {
     /// Dies here if a test asks for it, by the name of the file that an ioctl is made on; once for each.
     fn crash_point(&self, asked: &Asked, point: &str) {
         if cfg!(feature = "fault-points")
-            && !asked.again
             && let Target::File(fh) = asked.target
             && let Ok(path) = self.fs.pin(fh).and_then(|file| file.backing_path())
+            && (!asked.again || path.ends_with(b"@deadly@"))
         {
             crate::fs::crash_point(point, &path);
         }

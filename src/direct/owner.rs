@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -25,6 +25,7 @@ pub(crate) struct Owner {
     /// The user it acted for when it came first.
     pub(crate) uid: u32,
     pidfd: OwnedFd,
+    incarnation: OnceLock<u64>,
     _share: Share,
 }
 
@@ -34,14 +35,18 @@ const PIDFS_MAGIC: u64 = 0x5049_4446;
 impl Owner {
     fn open(tgid: u32, uid: u32, share: Share) -> Result<Owner, Errno> {
         let pid = i32::try_from(tgid).ok().and_then(Pid::from_raw).ok_or(Errno::PERM)?;
-        Ok(Owner { tgid, uid, pidfd: pidfd_open(pid, PidfdFlags::empty())?, _share: share })
+        let (pidfd, incarnation) = (pidfd_open(pid, PidfdFlags::empty())?, OnceLock::new());
+        Ok(Owner { tgid, uid, pidfd, incarnation, _share: share })
     }
 
     /// A number that no other process has had since the system's start: that of its pidfd's inode. 0 where the
     /// kernel has none (before 6.9, or without CONFIG_FS_PID).
     pub(super) fn incarnation(&self) -> u64 {
-        let is_numbered = rustix::fs::fstatfs(&self.pidfd).is_ok_and(|fs| fs.f_type as u64 == PIDFS_MAGIC);
-        if is_numbered { rustix::fs::fstat(&self.pidfd).map_or(0, |stat| stat.st_ino) } else { 0 }
+        *self.incarnation.get_or_init(|| {
+            let is_numbered =
+                rustix::fs::fstatfs(&self.pidfd).is_ok_and(|fs| fs.f_type as u64 == PIDFS_MAGIC);
+            if is_numbered { rustix::fs::fstat(&self.pidfd).map_or(0, |stat| stat.st_ino) } else { 0 }
+        })
     }
 
     /// Readable when it has ended.

@@ -18,6 +18,7 @@ use super::owner::Owner;
 use super::query::MAX_IO;
 use super::{Asked, Direct, Target};
 use crate::fs::Pinned;
+use crate::supervise::hand_over;
 
 /// The files of a call, each pinned once.
 type Files = Vec<(u64, Arc<Pinned>)>;
@@ -57,9 +58,15 @@ impl Direct {
         tgid: u32,
         answer: impl FnOnce(Asked, Outcome) + Send + 'static,
     ) {
-        if !asked.again || !self.fs.lifeline.is_awaited() {
+        if !asked.again {
             return self.run_now(ops, asked, tgid, answer);
         }
+        // It's known to be at work until it's answered: daemons may die over it.
+        let request = hand_over();
+        let answer = move |asked: Asked, outcome| {
+            answer(asked, outcome);
+            drop(request);
+        };
         // What a daemon before had begun of it mustn't overtake what the client does next.
         let (direct, ops) = (self.clone(), ops.to_vec());
         self.fs.lifeline.after(move |ended| match ended {

@@ -14,7 +14,7 @@ use super::{daemon, kill, next};
 use crate::common::lab::run;
 use crate::common::process::Process;
 use crate::common::user::NOBODY;
-use crate::common::{Builder, Errno, FsKind, Lab, Mount, Passthrough, ns, pattern, ranked, sys};
+use crate::common::{Builder, Errno, FsKind, Lab, Mount, Passthrough, R, ns, pattern, ranked, sys};
 
 fn supervised(lab: &Lab, mode: Passthrough) -> Builder {
     lab.mount(&lab.dirs(2)).passthrough(mode).supervised()
@@ -176,6 +176,21 @@ fn calls_under_way_are_answered() {
         drop((ends, other));
         drained(&mount);
     });
+}
+
+#[test]
+fn a_transfer_that_kills_every_daemon_is_given_up() {
+    let lab = Lab::new();
+    let mount = supervised(&lab, Passthrough::Auto);
+    std::fs::write(lab.path("backing0/f@deadly@"), "x").unwrap();
+    let mount = mount.start();
+    let deadly = sys::open(mount.path("f@deadly@"), libc::O_RDWR, 0).unwrap();
+    let other = open(&mount, "other");
+    let buf = Buf::new(&other, 4096);
+    let (before, _) = daemon(&mount);
+    assert_eq!(transfer(&deadly, read_op(buf.id, 0, 0, 1)), Err(Errno::EIO));
+    assert_eq!(daemon(&mount).0, before + 3, "three daemons died over it");
+    assert_eq!(transfer(&other, write_op(buf.id, 0, 0, 4096)), Ok(4096));
 }
 
 #[test]
@@ -344,9 +359,18 @@ fn clients_send_descriptors_again() {
     other.kill();
 }
 
-/// What the dead daemon had under way isn't overtaken by what comes after it.
+/// What the dead daemon had under way doesn't overtake what comes after it.
 #[test]
 fn what_is_under_way_is_waited_for() {
+    under_way(Passthrough::Auto, |f, buf| transfer(f, write_op(buf, 0, 0, 1 << 20)));
+}
+
+#[test]
+fn writes_under_way_are_waited_for() {
+    under_way(Passthrough::Off, |f, _| sys::pwrite_at_skew(f, &pattern(5, 1 << 20), 0, 0));
+}
+
+fn under_way(mode: Passthrough, write: fn(&OwnedFd, u64) -> R<usize>) {
     let lab = Lab::new();
     // The drive is a file of another one: when that stands still, writes are under way in the kernel alone.
     let under = lab.volume(FsKind::Xfs, 512);
@@ -354,8 +378,8 @@ fn what_is_under_way_is_waited_for() {
     std::fs::File::create(&image).unwrap().set_len(300 << 20).unwrap();
     run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
     run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&drive));
-    let mount = lab.mount(&[drive.join("kv")]).supervised().start();
-    let f = open(&mount, "f");
+    let mount = lab.mount(&[drive.join("kv")]).passthrough(mode).supervised().start();
+    let f = sys::open(mount.path("f"), libc::O_RDWR | libc::O_CREAT | libc::O_DIRECT, 0o644).unwrap();
     let mut buf = Buf::new(&f, 1 << 20);
     assert_eq!(transfer(&f, write_op(buf.id, 0, 0, 1 << 20)), Ok(1 << 20));
     // There's nothing else to be written.
@@ -372,20 +396,21 @@ fn what_is_under_way_is_waited_for() {
     std::thread::scope(|scope| {
         let frozen = Frozen::new(&under);
         let (f, id) = (&f, buf.id);
-        let writer = scope.spawn(move || transfer(f, write_op(id, 0, 0, 1 << 20)));
+        let writer = scope.spawn(move || write(f, id));
         while writes() == 0 {
             assert!(std::time::Instant::now() < until, "nothing is under way");
             std::thread::yield_now();
         }
+        let before = writes();
         kill(&mount);
         // It has come again: it's taken before what comes after it.
         assert_eq!(raw::query(f).unwrap().file_token, token(f));
-        assert!(writes() > 0 && !writer.is_finished());
-        assert_eq!(direct(&mount, "in_flight"), 0, "it isn't begun again");
+        assert!(!writer.is_finished());
+        assert_eq!(writes(), before, "it isn't begun again");
         drop(frozen);
         assert_eq!(writer.join().unwrap(), Ok(1 << 20));
     });
-    assert_eq!(sys::pread(&f, 1 << 20, 0), Ok(pattern(5, 1 << 20)));
+    assert_eq!(std::fs::read(mount.path("f")).unwrap(), pattern(5, 1 << 20));
 }
 
 /// A client of the storm that moves data by ioctls.
