@@ -19,3 +19,4 @@ pub mod retention;
 pub mod sandbox;
 pub mod shares;
 pub mod supervise;
+pub mod version;

@@ -1,5 +1,6 @@
 //! Other people's test suites against a kvfs mount on ext4: pjdfstest for what POSIX says of every
-//! call, fsx for random sequences of operations on one file, fio for data that must come back.
+//! call, fsx for random sequences of operations on one file, fio for data that must come back. All of them also while
+//! the daemon is killed again and again.
 //!
 //! They need `pjdfstest` 0.2.2 and `fsx` 0.3.2 (`cargo install pjdfstest fsx`) on the PATH or named
 //! by KVFS_PJDFSTEST and KVFS_FSX, and `fio`. A missing tool fails the test: nothing was proved.
@@ -10,7 +11,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use common::killer::while_killed;
 use common::lab::run;
 use common::{FsKind, Lab, Mount, Passthrough, cli, sys};
 use serde_json::Value;
@@ -30,9 +33,43 @@ fn tool(variable: &str, name: &str) -> PathBuf {
     path
 }
 
-fn on_ext4(lab: &Lab, mode: Passthrough) -> Mount {
-    let volumes = [lab.volume(FsKind::Ext4, 1024), lab.volume(FsKind::Ext4, 1024)];
-    lab.mount(&volumes.map(|v| v.join("kv"))).passthrough(mode).start()
+/// How long a daemon lives after it has taken over, in the runs in which they're killed.
+const LIFE: Duration = Duration::from_millis(250);
+
+/// Whether daemons are killed meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Daemons {
+    Live,
+    Die,
+}
+
+impl Daemons {
+    fn mount(self, lab: &Lab, mode: Passthrough) -> Mount {
+        let volumes = [lab.volume(FsKind::Ext4, 1024), lab.volume(FsKind::Ext4, 1024)];
+        let builder = lab.mount(&volumes.map(|v| v.join("kv"))).passthrough(mode);
+        match self {
+            Daemons::Live => builder.start(),
+            Daemons::Die => builder.supervised().start(),
+        }
+    }
+
+    /// Does something that takes the daemon so many operations.
+    fn meanwhile<T>(self, mount: &Mount, operations: u64, work: impl FnOnce() -> T) -> T {
+        match self {
+            Daemons::Live => {
+                let before = mount.ops();
+                let done = work();
+                assert!(mount.ops() >= before + operations, "the tests did not run on the mount");
+                done
+            }
+            Daemons::Die => {
+                let (done, kills) = while_killed(mount, LIFE, work);
+                println!("{kills} daemons were killed");
+                assert!(kills > 1, "it took no time, as if it weren't run on the mount");
+                done
+            }
+        }
+    }
 }
 
 /// Each test of pjdfstest and what became of it: ok, FAILED or skipped.
@@ -79,7 +116,7 @@ fn exclusions() -> Vec<(String, String)> {
         .collect()
 }
 
-fn posix(mode: Passthrough) {
+fn posix(mode: Passthrough, daemons: Daemons) {
     let lab = Lab::new();
     let raw = lab.volume(FsKind::Ext4, 1024).join("raw");
     std::fs::create_dir(&raw).unwrap();
@@ -90,11 +127,10 @@ fn posix(mode: Passthrough) {
         "only {passed} of {} tests passed on the raw directory: is pjdfstest set up?",
         want.len()
     );
-    let mount = on_ext4(&lab, mode);
-    let (dir, before) = (mount.path("pjd"), mount.ops());
+    let mount = daemons.mount(&lab, mode);
+    let dir = mount.path("pjd");
     std::fs::create_dir(&dir).unwrap();
-    let got = pjdfstest(&lab, &dir);
-    assert!(mount.ops() > before + 10_000, "the tests did not run on the mount");
+    let got = daemons.meanwhile(&mount, 10_000, || pjdfstest(&lab, &dir));
 
     let excluded = exclusions();
     let mut faults = Vec::new();
@@ -118,38 +154,63 @@ fn posix(mode: Passthrough) {
 
 #[test]
 fn pjdfstest_auto() {
-    posix(Passthrough::Auto);
+    posix(Passthrough::Auto, Daemons::Live);
 }
 
 #[test]
 fn pjdfstest_off() {
-    posix(Passthrough::Off);
+    posix(Passthrough::Off, Daemons::Live);
 }
 
-fn fsx(mode: Passthrough) {
+#[test]
+fn pjdfstest_auto_killed() {
+    posix(Passthrough::Auto, Daemons::Die);
+}
+
+#[test]
+fn pjdfstest_off_killed() {
+    posix(Passthrough::Off, Daemons::Die);
+}
+
+fn fsx(mode: Passthrough, daemons: Daemons) {
     let lab = Lab::new();
-    let mount = on_ext4(&lab, mode);
+    let mount = daemons.mount(&lab, mode);
     let config = lab.path("fsx.toml");
     std::fs::write(&config, FSX).unwrap();
     let artifacts = lab.dir("artifacts");
-    for seed in 1..=6 {
-        let mut command = Command::new(tool("KVFS_FSX", "fsx"));
-        command.arg("-f").arg(&config).args(["-N", "4000", "-S", &seed.to_string(), "-P"]).arg(&artifacts);
-        command.arg(mount.path(format!("fsx{seed}")));
-        let out = cli::finish(command).code(0);
-        assert!(out.stdout.contains("A-OK") || out.stderr.contains("A-OK"), "{out:?}");
-    }
-    assert!(mount.op("create") >= 6, "fsx did not work on the mount");
+    daemons.meanwhile(&mount, 6, || {
+        for seed in 1..=6 {
+            let mut command = Command::new(tool("KVFS_FSX", "fsx"));
+            command
+                .arg("-f")
+                .arg(&config)
+                .args(["-N", "4000", "-S", &seed.to_string(), "-P"])
+                .arg(&artifacts);
+            command.arg(mount.path(format!("fsx{seed}")));
+            let out = cli::finish(command).code(0);
+            assert!(out.stdout.contains("A-OK") || out.stderr.contains("A-OK"), "{out:?}");
+        }
+    });
 }
 
 #[test]
 fn fsx_auto() {
-    fsx(Passthrough::Auto);
+    fsx(Passthrough::Auto, Daemons::Live);
 }
 
 #[test]
 fn fsx_off() {
-    fsx(Passthrough::Off);
+    fsx(Passthrough::Off, Daemons::Live);
+}
+
+#[test]
+fn fsx_auto_killed() {
+    fsx(Passthrough::Auto, Daemons::Die);
+}
+
+#[test]
+fn fsx_off_killed() {
+    fsx(Passthrough::Off, Daemons::Die);
 }
 
 /// One fio run: random writes over several files on both backings, each block with its checksum,
@@ -189,7 +250,7 @@ fn fio(lab: &Lab, dir: &Path, engine: &str, direct: bool, verify_only: bool) {
 fn data_comes_back(engine: &str, direct: bool) {
     for mode in [Passthrough::Auto, Passthrough::Off] {
         let lab = Lab::new();
-        let mount = on_ext4(&lab, mode);
+        let mount = Daemons::Live.mount(&lab, mode);
         let dir = mount.path("fio");
         std::fs::create_dir(&dir).unwrap();
         fio(&lab, &dir, engine, direct, false);
@@ -236,11 +297,34 @@ fn fio_mmap() {
     data_comes_back("mmap", false);
 }
 
+fn data_comes_back_killed(mode: Passthrough) {
+    let lab = Lab::new();
+    let mount = Daemons::Die.mount(&lab, mode);
+    Daemons::Die.meanwhile(&mount, 0, || {
+        for (engine, direct) in [("psync", false), ("io_uring", true), ("libaio", true), ("mmap", false)] {
+            let dir = mount.path(format!("{engine}-{direct}"));
+            std::fs::create_dir(&dir).unwrap();
+            fio(&lab, &dir, engine, direct, false);
+            fio(&lab, &dir, engine, direct, true);
+        }
+    });
+}
+
+#[test]
+fn fio_auto_killed() {
+    data_comes_back_killed(Passthrough::Auto);
+}
+
+#[test]
+fn fio_off_killed() {
+    data_comes_back_killed(Passthrough::Off);
+}
+
 /// A checksum fio finds wrong fails the run: what the tests above rely on.
 #[test]
 fn fio_finds_a_changed_byte() {
     let lab = Lab::new();
-    let mount = on_ext4(&lab, Passthrough::Auto);
+    let mount = Daemons::Live.mount(&lab, Passthrough::Auto);
     let dir = mount.path("fio");
     std::fs::create_dir(&dir).unwrap();
     fio(&lab, &dir, "psync", false, false);

@@ -7,7 +7,8 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
@@ -90,6 +91,17 @@ impl Marker {
         Marker::read(open_existing(&root)?, false, shared)
     }
 
+    /// The same, with the lock that was `kept` of it, unless another file is there by now.
+    pub fn open_kept(root: impl AsFd, shared: bool, kept: BorrowedFd<'_>) -> Result<Marker, MarkerError> {
+        let file = open_existing(&root)?;
+        let kept = File::from(kept.try_clone_to_owned()?);
+        let (there, ours) = (file.metadata()?, kept.metadata()?);
+        if (there.dev(), there.ino()) != (ours.dev(), ours.ino()) {
+            return Marker::read(file, false, shared);
+        }
+        Ok(Marker { id: identity(&kept)?, created: false, locked: true, file: kept })
+    }
+
     /// For a backing whose drive isn't there: `file` is no file of it.
     pub fn stand_in(id: Uuid, file: File) -> Marker {
         Marker { id, created: false, locked: false, file }
@@ -97,15 +109,20 @@ impl Marker {
 
     fn read(file: File, created: bool, shared: bool) -> Result<Marker, MarkerError> {
         let locked = lock(&file, shared)?;
-        let mut text = String::new();
-        (&file).take(4096).read_to_string(&mut text).map_err(|e| MarkerError::Damaged(e.to_string()))?;
-        Ok(Marker { id: parse(&text)?, created, locked, file })
+        Ok(Marker { id: identity(&file)?, created, locked, file })
     }
 
     /// The marker's file: a regular file of the backing that is always there, to probe the backing with.
     pub fn file(&self) -> &File {
         &self.file
     }
+}
+
+/// The identity in a marker, from its beginning, wherever a daemon before has read to.
+fn identity(file: &File) -> Result<Uuid, MarkerError> {
+    let mut bytes = [0; 4096];
+    let len = file.read_at(&mut bytes, 0)?;
+    parse(std::str::from_utf8(&bytes[..len]).map_err(|e| MarkerError::Damaged(e.to_string()))?)
 }
 
 /// Whether it could be locked. Network file systems may have no locks: a backing that's shared anyway goes
@@ -198,6 +215,25 @@ mod tests {
         let alone = open(dir.path()).unwrap();
         assert!(matches!(share(), Err(MarkerError::InSoleUse)));
         drop(alone);
+    }
+
+    #[test]
+    fn a_lock_that_was_kept_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = File::open(dir.path()).unwrap();
+        let first = open(dir.path()).unwrap();
+        let (id, kept) = (first.id, first.file().as_fd().try_clone_to_owned().unwrap());
+        drop(first);
+        assert!(matches!(open(dir.path()), Err(MarkerError::InUse)), "whoever keeps it has it");
+        assert!(matches!(Marker::open_again(&root, false), Err(MarkerError::InUse)));
+        let again = Marker::open_kept(&root, false, kept.as_fd()).unwrap();
+        drop(kept);
+        assert!(again.locked && again.id == id && matches!(open(dir.path()), Err(MarkerError::InUse)));
+        // Another file is there by now: what was kept is no lock of it.
+        std::fs::rename(dir.path().join(MARKER), dir.path().join("old")).unwrap();
+        std::fs::copy(dir.path().join("old"), dir.path().join(MARKER)).unwrap();
+        let new = Marker::open_kept(&root, false, again.file().as_fd()).unwrap();
+        assert!(new.locked && matches!(open(dir.path()), Err(MarkerError::InUse)));
     }
 
     #[test]

@@ -109,7 +109,7 @@ mod tests {
         let specs = paths.clone().map(Spec::from);
         let (backings, made) = prepare(&specs, &tmp.join("mnt"), Defaults::default()).unwrap();
         let id = backings[1].id();
-        remember_members(&Backings::new(backings).list());
+        remember_members(&Backings::new(backings, Vec::new()).list());
         made.keep();
         assert_eq!(Known::ask(&paths).missing_at(&paths[1]), None);
         std::fs::rename(&paths[1], tmp.join("c")).unwrap();

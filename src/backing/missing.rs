@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::members::Known;
-use super::setup::{SetupError, resolve};
-use super::{MARKER, Spec, is_fault};
+use super::setup::resolve;
+use super::{MARKER, SetupError, Spec, is_fault};
 
 /// What is done about a backing that belongs to the set and isn't there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

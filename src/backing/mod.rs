@@ -5,13 +5,16 @@
 //! it resolves beneath it, without symbolic links and without crossing into another mount.
 
 mod device;
+mod error;
 mod health;
 mod job;
 mod marker;
 mod members;
 mod missing;
 pub mod mountinfo;
+mod overlap;
 mod probe;
+mod record;
 mod reopen;
 mod set;
 mod setup;
@@ -29,14 +32,17 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::index::Slot;
+use crate::supervise::{Keeper, Tag};
 pub use device::block_device;
+pub use error::SetupError;
 pub use health::{Alarm, Condition, Health, HealthCell, is_fault};
 pub use job::SavedJob;
 pub use marker::{MARKER, Marker, MarkerError, RESERVED_PREFIX, is_reserved};
 pub use members::remember_members;
 pub use missing::Missing;
+pub use record::{Drain, SetRecord, restore};
 pub use set::{Backings, List};
-pub use setup::{Defaults, Made, SetupError, prepare, prepare_one, prepare_with};
+pub use setup::{Defaults, Made, prepare, prepare_one, prepare_with};
 pub use space::{Limit, MinFree, Promise, Room, Space, parse_bytes};
 pub use spec::Spec;
 pub use state::State;
@@ -96,6 +102,13 @@ impl Backing {
     /// Whether its marker is locked: a shared backing's file system may have no locks.
     pub fn is_locked(&self) -> bool {
         self.marker.locked
+    }
+
+    /// Has its lock held for a daemon after this one.
+    pub fn keep_lock(&self, keeper: &Keeper) {
+        if self.is_locked() {
+            keeper.keep(Tag::Lock(self.slot.0), self.probe_file());
+        }
     }
 
     /// Its root directory.

@@ -5,38 +5,56 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use uuid::Uuid;
 
-use super::setup::{not_writable, open_backing};
+use super::error::not_writable;
+use super::setup::open_backing;
 use super::{Backing, Health, HealthCell, Made, Marker, MarkerError, SetupError, Space, Spec, StateCell};
 use crate::index::Slot;
 
 /// How a backing is told by its marker.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Marking {
+pub(super) enum Marking<'a> {
     /// One is made where there is none.
     Make,
     /// It must be there, with this identity; nil for any.
     Again(Uuid),
+    /// The same, and this is it, locked.
+    Kept(Uuid, BorrowedFd<'a>),
+}
+
+impl Marking<'_> {
+    fn identity(self) -> Option<Uuid> {
+        match self {
+            Marking::Make => None,
+            Marking::Again(id) | Marking::Kept(id, _) => Some(id),
+        }
+    }
+
+    /// Whether the backing was there before.
+    pub(super) fn is_again(self) -> bool {
+        self.identity().is_some()
+    }
 }
 
 pub(super) fn open_marker(
     path: &Path,
     root: impl AsFd,
     shared: bool,
-    marking: Marking,
+    marking: Marking<'_>,
 ) -> Result<Marker, SetupError> {
     let opened = match marking {
         Marking::Make => Marker::open(path, root, shared),
         Marking::Again(_) => Marker::open_again(root, shared),
+        Marking::Kept(_, kept) => Marker::open_kept(root, shared, kept),
     };
-    let marker = opened.map_err(|e| match (e, marking) {
-        (MarkerError::Io(e), Marking::Again(_)) if e.kind() == io::ErrorKind::NotFound => {
+    let marker = opened.map_err(|e| match (e, marking.is_again()) {
+        (MarkerError::Io(e), true) if e.kind() == io::ErrorKind::NotFound => {
             SetupError::NotIt(path.to_owned(), "it has no marker, so its drive isn't mounted there")
         }
         (MarkerError::Io(e), _) => not_writable(path, e),
@@ -45,8 +63,8 @@ pub(super) fn open_marker(
         }
         (e @ MarkerError::Damaged(_), _) => SetupError::BadMarker(path.to_owned(), e),
     })?;
-    match marking {
-        Marking::Again(id) if marker.id != id && !id.is_nil() => {
+    match marking.identity() {
+        Some(id) if marker.id != id && !id.is_nil() => {
             Err(SetupError::NotIt(path.to_owned(), "its marker is another backing's"))
         }
         _ => Ok(marker),

@@ -51,11 +51,15 @@ pub struct Backings {
 }
 
 impl Backings {
-    /// Those that a mount starts with, in the order of their slots.
-    pub fn new(backings: Vec<Backing>) -> Backings {
-        let ever = backings.iter().map(Backing::id).collect();
+    /// Those that a daemon starts with; `ever` are the identities of all slots that the mount has given so far.
+    pub fn new(backings: Vec<Backing>, ever: Vec<Uuid>) -> Backings {
         let shared = backings.iter().filter(|b| b.shared).map(|b| b.slot).collect::<SlotSet>();
-        let list = backings.into_iter().map(|b| Some(Arc::new(b))).collect::<Vec<_>>();
+        let mut list = vec![None; ever.len()];
+        for backing in backings {
+            let at = backing.slot.index();
+            list.resize(list.len().max(at + 1), None);
+            list[at] = Some(Arc::new(backing));
+        }
         let shared = AtomicU64::new(shared.bits());
         Backings { list: ArcSwap::from_pointee(list), shared, ever: Mutex::new(ever) }
     }

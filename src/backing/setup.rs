@@ -7,94 +7,22 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, Mode, OFlags, StatVfsMountFlags, accessat, fstatvfs, open};
 
+use super::error::not_writable;
 use super::missing::{Missing, find_missing};
+use super::overlap::{check_overlap, check_same_inode, fs_path};
 use super::reopen::{Marking, open_marker};
 use super::{
-    Backing, Health, HealthCell, Limit, MarkerError, MinFree, Room, Space, Spec, StateCell, dio_align,
-    is_fault, mountinfo,
+    Backing, HealthCell, Limit, MinFree, Room, SetupError, Space, Spec, StateCell, dio_align, mountinfo,
 };
 use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::index::{MAX_BACKINGS, Slot};
-
-/// Why a list of backings can't be used. Each message is one sentence that names the value and the way out.
-#[derive(Debug, thiserror::Error)]
-pub enum SetupError {
-    /// No backing was named.
-    #[error("no backing given; name at least one directory: --backing /nvme0/kv,/nvme1/kv")]
-    None,
-    /// More than a mount can have.
-    #[error("{0} backings given; a mount can have at most {MAX_BACKINGS}")]
-    TooMany(usize),
-    /// All slots of the mount were used.
-    #[error("this mount has had {MAX_BACKINGS} backings, and can't have another; unmount and mount it again")]
-    NoSlot,
-    /// The same directory twice.
-    #[error("backing {0} is the same directory as backing {1}; name each directory once")]
-    Duplicate(PathBuf, PathBuf),
-    /// One inside another.
-    #[error("backing {0} lies inside backing {1}; choose directories that don't contain each other")]
-    Nested(PathBuf, PathBuf),
-    /// It overlaps with the mount point.
-    #[error("backing {backing} {relation} mount point {point}; choose a mount point outside all backings")]
-    MountPoint {
-        /// The backing.
-        backing: PathBuf,
-        /// How they overlap, as a verb.
-        relation: &'static str,
-        /// The mount point.
-        point: PathBuf,
-    },
-    /// Something else is at that path.
-    #[error("backing {0} is not a directory; name a directory, or a path that doesn't exist yet")]
-    NotADirectory(PathBuf),
-    /// It can't be written.
-    #[error("backing {0} is not writable for this user ({1}); change its owner or mode, or mount as root")]
-    NotWritable(PathBuf, io::Error),
-    /// Its file system is mounted read-only.
-    #[error("backing {0} is on a read-only file system; remount it read-write (mount -o remount,rw)")]
-    ReadOnly(PathBuf),
-    /// Another daemon has it.
-    #[error("backing {0}: {1}")]
-    InUse(PathBuf, MarkerError),
-    /// Two names of a client's may be one there, or one of ours.
-    #[error(
-        "backing {0} takes upper and lower case for the same, so names that differ to clients would be one file; use a directory that doesn't (ext4: without the casefold attribute)"
-    )]
-    FoldsCase(PathBuf),
-    /// Its identity can't be told.
-    #[error("backing {0}: {1}")]
-    BadMarker(PathBuf, MarkerError),
-    /// Two backings say they are the same one.
-    #[error("backings {0} and {1} have the same identity in their markers, so one is a copy of the other; remove {marker} from the copy", marker = super::MARKER)]
-    SameIdentity(PathBuf, PathBuf),
-    /// It was there, and isn't.
-    #[error("backing {path} is missing: {why}; mount its drive, or leave it out for now with --degraded{or}")]
-    Missing {
-        /// The backing.
-        path: PathBuf,
-        /// What is there instead, and how it's known that the backing was.
-        why: String,
-        /// Another way out.
-        or: String,
-    },
-    /// Something else is in its place.
-    #[error("{0} is not this backing: {1}")]
-    NotIt(PathBuf, &'static str),
-    /// It's there, and doesn't work.
-    #[error("backing {0} can't be used: {1}")]
-    Sick(PathBuf, Health),
-    /// It couldn't be made or opened.
-    #[error("backing {0} can't be used: {1}")]
-    Io(PathBuf, io::Error),
-}
 
 /// What preparing the backings has made. Dropped, it's taken back; a mount that succeeds keeps it.
 #[derive(Debug, Default)]
@@ -288,82 +216,6 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, SetupError> {
     }
 }
 
-/// Refuses overlapping paths; `place` says where a path really is.
-fn check_overlap<P>(paths: &[PathBuf], mount_point: &Path, place: P) -> Result<(), SetupError>
-where
-    P: Fn(&Path) -> Result<PathBuf, SetupError>,
-{
-    let places: Vec<PathBuf> = paths.iter().map(|p| place(p)).collect::<Result<_, _>>()?;
-    let point = place(mount_point)?;
-    for (i, one) in places.iter().enumerate() {
-        for (j, other) in places.iter().enumerate().take(i) {
-            if one == other {
-                return Err(SetupError::Duplicate(paths[i].clone(), paths[j].clone()));
-            }
-            // `starts_with` goes by whole components: /mnt/nvme10 doesn't start with /mnt/nvme1.
-            if one.starts_with(other) {
-                return Err(SetupError::Nested(paths[i].clone(), paths[j].clone()));
-            }
-            if other.starts_with(one) {
-                return Err(SetupError::Nested(paths[j].clone(), paths[i].clone()));
-            }
-        }
-        let relation = if *one == point {
-            "is the"
-        } else if one.starts_with(&point) {
-            "lies below the"
-        } else if point.starts_with(one) {
-            "contains the"
-        } else {
-            continue;
-        };
-        return Err(SetupError::MountPoint {
-            backing: paths[i].clone(),
-            relation,
-            point: mount_point.to_owned(),
-        });
-    }
-    Ok(())
-}
-
-/// The path inside its file system, with the file system's number in front: the same for every bind mount.
-fn fs_path(path: &Path) -> Result<PathBuf, SetupError> {
-    let inside = mountinfo::inside(path).map_err(|e| SetupError::Io(path.to_owned(), e))?;
-    Ok(match inside {
-        Some((mount, inner)) => {
-            let device = format!("{}:{}", mount.device.0, mount.device.1);
-            Path::new(&device).join(inner.strip_prefix("/").unwrap_or(&inner))
-        }
-        None => path.to_owned(),
-    })
-}
-
-fn check_same_inode(paths: &[PathBuf], mount_point: &Path) -> Result<(), SetupError> {
-    let id = |path: &Path| {
-        fs::metadata(path).map(|m| (m.dev(), m.ino())).map_err(|e| SetupError::Io(path.to_owned(), e))
-    };
-    let ids: Vec<_> = paths.iter().map(|p| id(p)).collect::<Result<_, _>>()?;
-    // Where our own mount is by now, looking at it would be waiting for ourselves; and it's no backing.
-    let mounted = mountinfo::mounted_at(mount_point).ok().flatten();
-    let point = match mounted.is_some_and(|mount| mount.fs_type.starts_with("fuse.kvfs")) {
-        true => None,
-        false => Some(id(mount_point)?),
-    };
-    for (i, one) in ids.iter().enumerate() {
-        if let Some(j) = ids[..i].iter().position(|other| other == one) {
-            return Err(SetupError::Duplicate(paths[i].clone(), paths[j].clone()));
-        }
-        if Some(*one) == point {
-            return Err(SetupError::MountPoint {
-                backing: paths[i].clone(),
-                relation: "is the",
-                point: mount_point.to_owned(),
-            });
-        }
-    }
-    Ok(())
-}
-
 /// Makes the directory and what is missing above it.
 fn make_dir(path: &Path, made: &mut Made) -> Result<(), SetupError> {
     match fs::metadata(path) {
@@ -388,14 +240,14 @@ pub(super) fn open_backing(
     path: &Path,
     spec: &Spec,
     defaults: Defaults,
-    marking: Marking,
+    marking: Marking<'_>,
     made: &mut Made,
 ) -> Result<Backing, SetupError> {
     let spec = defaults.complete(Spec { path: path.to_owned(), ..spec.clone() });
     let io = |e: io::Error| SetupError::Io(path.to_owned(), e);
     let opened = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let root = opened.map_err(|e| match (e, marking) {
-        (Errno::NOENT, Marking::Again(_)) => SetupError::NotIt(path.to_owned(), "nothing is there"),
+        (Errno::NOENT, again) if again.is_again() => SetupError::NotIt(path.to_owned(), "nothing is there"),
         _ => io(e.into()),
     })?;
     let vfs = fstatvfs(&root).map_err(|e| io(e.into()))?;
@@ -442,19 +294,6 @@ pub(super) fn open_backing(
     })
 }
 
-impl SetupError {
-    /// Whether the drive is at fault, and not the operator.
-    fn is_of_the_drive(&self) -> bool {
-        match self {
-            SetupError::ReadOnly(_) | SetupError::Sick(..) => true,
-            SetupError::NotWritable(_, e) | SetupError::Io(_, e) => {
-                Errno::from_io_error(e).is_some_and(is_fault)
-            }
-            _ => false,
-        }
-    }
-}
-
 /// Whether the marker answers to another name: so could whatever is to be hidden.
 fn folds_case(root: &rustix::fd::OwnedFd) -> bool {
     let other = super::MARKER.to_ascii_uppercase();
@@ -462,14 +301,6 @@ fn folds_case(root: &rustix::fd::OwnedFd) -> bool {
         let marker = rustix::fs::statat(root, super::MARKER, AtFlags::SYMLINK_NOFOLLOW);
         marker.is_ok_and(|marker| marker.st_ino == there.st_ino)
     })
-}
-
-pub(super) fn not_writable(path: &Path, e: io::Error) -> SetupError {
-    match e.raw_os_error() {
-        Some(libc::EROFS) => SetupError::ReadOnly(path.to_owned()),
-        Some(libc::EACCES | libc::EPERM) => SetupError::NotWritable(path.to_owned(), e),
-        _ => SetupError::Io(path.to_owned(), e),
-    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{StatVfs, fstatvfs};
+use serde::{Deserialize, Serialize};
 
 const FRESH: Duration = Duration::from_millis(20);
 
@@ -21,7 +22,7 @@ const FRESH: Duration = Duration::from_millis(20);
 const ROOMY: u64 = 2 << 30;
 
 /// How much of a backing must stay free: below it, new files go elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum MinFree {
     /// The larger of 2 GiB and 2 % of the backing, but no more than 5 % of it.
     Default,
@@ -57,7 +58,7 @@ impl FromStr for MinFree {
 }
 
 /// A size, or a share of a backing.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Limit {
     /// So many bytes.
     Bytes(u64),

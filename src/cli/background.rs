@@ -13,6 +13,7 @@ use nix::unistd::{ForkResult, fork, setsid};
 use serde::{Deserialize, Serialize};
 
 use super::Failure;
+use crate::supervise::Notify;
 
 /// What the child tells.
 #[derive(Serialize, Deserialize)]
@@ -22,7 +23,7 @@ enum Word {
 }
 
 /// The child's line to its parent.
-pub(super) struct Parent(Option<OwnedFd>);
+pub(super) struct Parent(Option<OwnedFd>, Option<Notify>);
 
 /// Where this process finds itself afterwards.
 pub(super) enum Side {
@@ -54,7 +55,7 @@ pub(super) fn split() -> Result<Side, Failure> {
             let _ = setsid();
             // A daemon keeps no directory busy.
             let _ = std::env::set_current_dir("/");
-            Ok(Side::Child(Parent(Some(write))))
+            Ok(Side::Child(Parent::at(write)))
         }
     }
 }
@@ -62,7 +63,7 @@ pub(super) fn split() -> Result<Side, Failure> {
 impl Parent {
     /// The one at the other end of this pipe.
     pub(super) fn at(pipe: OwnedFd) -> Parent {
-        Parent(Some(pipe))
+        Parent(Some(pipe), None)
     }
 
     /// The pipe, for another process to tell.
@@ -72,11 +73,19 @@ impl Parent {
 
     /// In the foreground there is nobody to tell.
     pub(super) fn none() -> Parent {
-        Parent(None)
+        Parent(None, None)
+    }
+
+    /// systemd, if it waits for a word.
+    pub(super) fn systemd(notify: Option<Notify>) -> Parent {
+        Parent(None, notify)
     }
 
     /// Says that the mount answers, and lets go of the terminal.
     pub(super) fn ready(&mut self) {
+        if let Some(notify) = self.1.take() {
+            notify.ready();
+        }
         if self.0.is_some() {
             self.say(&Word::Ready);
             if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {

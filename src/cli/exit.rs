@@ -20,7 +20,8 @@ Exit status:
   Options:     40 unknown policy, 41 bad value
   umount:      50 not a kvfs mount, 51 busy
   backing, rebalance: 52 refused, 53 ended before all was done
-  status:      60 the daemon doesn't answer";
+  status:      60 the daemon doesn't answer
+  upgrade:     70 refused, 71 the new daemon didn't come up";
 
 /// The status of an option's value that can't be.
 pub(super) const BAD_VALUE: u8 = 41;

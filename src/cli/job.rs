@@ -20,6 +20,8 @@ use crate::fuse::FS_TYPE;
 
 /// How often the daemon is asked.
 const TICK: Duration = Duration::from_millis(200);
+/// How long it may not answer.
+const SILENCE: Duration = Duration::from_secs(10);
 /// How often a line is written where it's no terminal.
 const LINE: Duration = Duration::from_secs(10);
 
@@ -83,26 +85,33 @@ pub(super) fn follow(mount: &Mount, begun: &JobStatus) -> Result<(), Failure> {
     let terminal = io::stderr().is_terminal();
     let mut shown = false;
     let mut told = Instant::now();
+    let mut silent_since = None;
     loop {
-        let status = job(mount)?.filter(|job| job.id == begun.id);
-        let Some(status) = status else {
-            return Err(Failure {
-                status: 53,
-                message: "another order has come in between; see the log".into(),
-            });
-        };
-        if status.state != JobState::Running {
-            if terminal && shown {
-                eprintln!();
+        match job(mount) {
+            // A daemon that dies, or makes way for another, is followed by one that goes on.
+            Err(failure) => {
+                let since: &mut Instant = silent_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > SILENCE {
+                    return Err(failure);
+                }
             }
-            return end(&status);
-        }
-        if terminal {
-            let _ = write!(io::stderr(), "\r\x1b[K{}", line(&status));
-            shown = true;
-        } else if told.elapsed() >= LINE {
-            eprintln!("{}", line(&status));
-            told = Instant::now();
+            Ok(status) => {
+                let status = status.filter(|job| is_it(job, begun, silent_since.is_some()));
+                let Some(status) = status else { return Err(lost(mount, begun, silent_since.is_some())) };
+                if status.state != JobState::Running {
+                    if terminal && shown {
+                        eprintln!();
+                    }
+                    return end(&status);
+                }
+                if terminal {
+                    let _ = write!(io::stderr(), "\r\x1b[K{}", line(&status));
+                    shown = true;
+                } else if told.elapsed() >= LINE {
+                    eprintln!("{}", line(&status));
+                    told = Instant::now();
+                }
+            }
         }
         let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         let tick = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
@@ -114,6 +123,24 @@ pub(super) fn follow(mount: &Mount, begun: &JobStatus) -> Result<(), Failure> {
             return Ok(());
         }
     }
+}
+
+/// Whether a job is the one that was begun; another daemon numbers them anew.
+fn is_it(job: &JobStatus, begun: &JobStatus, by_another: bool) -> bool {
+    job.kind == begun.kind && job.backing == begun.backing && (job.id == begun.id || by_another)
+}
+
+/// The job isn't there any more.
+fn lost(mount: &Mount, begun: &JobStatus, by_another: bool) -> Failure {
+    let message = match by_another {
+        false => "another order has come in between; see the log".into(),
+        true => format!(
+            "another daemon serves the mount by now, and has brought the {} to its end or not begun it; `kvfs backing list {}` shows the set",
+            begun.kind.name(),
+            mount.point.display()
+        ),
+    };
+    Failure { status: 53, message }
 }
 
 /// What came of it.

@@ -17,8 +17,10 @@ mod mount;
 mod rebalance;
 mod status;
 mod supervised;
+mod takeover;
 mod umount;
 mod unmount_helper;
+mod upgrade;
 pub(crate) mod worker;
 
 use std::process::ExitCode;
@@ -29,7 +31,7 @@ pub use exit::{Failure, exit_status};
 
 /// One directory over all the NVMe drives of a GPU server, for LLM KV caches.
 #[derive(Debug, Parser)]
-#[command(name = "kvfs", version, max_term_width = 100, after_help = exit::HELP)]
+#[command(name = "kvfs", version = crate::version::described(), max_term_width = 100, after_help = exit::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -44,6 +46,8 @@ enum Command {
     Umount(umount::UmountArgs),
     /// Show a mount: backings, files, room, passthrough or not and why
     Status(status::StatusArgs),
+    /// Hand a mount over to this kvfs, or to another, while it's in use: clients wait a moment
+    Upgrade(upgrade::UpgradeArgs),
     /// Make room: remove what may be removed, or show what that would be
     Evict(evict::EvictArgs),
     /// Add, drain, remove and set the backings of a mount that is in use
@@ -62,6 +66,8 @@ enum Command {
     UnmountHelper(unmount_helper::UnmountHelperArgs),
     /// Tell what is usable on this machine, what is missing and how to get it
     Doctor(doctor::DoctorArgs),
+    #[command(hide = true, name = takeover::NAME)]
+    CanTakeOver(takeover::TakeoverArgs),
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
 }
@@ -84,6 +90,8 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(&args),
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
+        Command::CanTakeOver(args) => takeover::run(&args),
         Command::Evict(args) => evict::run(&args),
         Command::Backing(args) => backing::run(&args),
         Command::Rebalance(args) => rebalance::run(&args),

@@ -3,20 +3,20 @@
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::background::{Parent, Side, split};
-use super::supervised::{Beginning, SupervisedArgs, be_parent, by_systemd};
+use super::supervised::{Beginning, SupervisedArgs, be_parent, by_systemd, notify};
 use super::{Failure, logging};
 use crate::backing::{self, Defaults, MinFree, Missing, Spec};
 use crate::config::{
     Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, Supervise, backing_specs, default_threads,
 };
-use crate::control::{About, Context, Daemon, Drives, Jobs, Server};
+use crate::control::{About, Context, Daemon, Drives, Jobs, Server, Upgrades};
 use crate::direct::{Direct, DirectOptions};
 use crate::fs::{Fs, Options};
 use crate::fuse::{Mounted, Session, UnmountError, check_mount_point, where_mounted};
@@ -191,6 +191,11 @@ impl MountArgs {
         Ok(RetentionOptions { evict, marks, total, keeps_content: self.allow_locate })
     }
 
+    /// Whether a daemon that takes over could be started so.
+    pub(super) fn check_serving(&self) -> Result<(), Failure> {
+        self.config(true).map(drop)
+    }
+
     /// `serving`: a daemon before is mounted there.
     fn config(&self, serving: bool) -> Result<MountConfig, Failure> {
         // An unknown policy is found before anything is touched.
@@ -244,7 +249,7 @@ pub(super) fn run(args: &MountArgs) -> Result<(), Failure> {
     let config = args.config(false)?;
     if args.foreground {
         if args.supervise != Supervise::On {
-            return serve(&config, &args.log_to()?, &mut Beginning::alone(Parent::none()));
+            return serve(&config, &args.log_to()?, &mut Beginning::alone(Parent::systemd(notify()?)));
         }
         return end_as(be_parent(None, None));
     }
@@ -313,11 +318,9 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
 
     let evidence = Arc::new(Evidence::new(evidence_config(config)));
     let no_such_gpus = evidence.check_map().map_err(Failure::bad_value)?;
-    // A daemon that takes over serves what there is: refusing would take the other drives' files, too.
-    let missing = if beginning.device.is_some() { Missing::LeftOut } else { config.missing };
-    let (backings, made) =
-        backing::prepare_with(&config.backings, &config.mount_point, config.defaults, missing)?;
+    let (backings, made) = beginning.backings(config)?;
     logging::start(log)?;
+    crate::version::test_point("start");
     for gpu in no_such_gpus {
         tracing::warn!("--gpu-map: this server has no GPU {gpu}; what is said of it has no effect");
     }
@@ -358,7 +361,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     tell_scan(&fs);
     fs.set_invalidator(session.invalidator());
     fs.set_data_changed(session.data_changed());
-    session.entry_gone().and_then(|gone| fs.set_entry_gone(gone)).map_err(Failure::other)?;
+    session.names_changed().and_then(|tell| fs.set_names_changed(tell)).map_err(Failure::other)?;
     let context = Arc::new(Context {
         fs: fs.clone(),
         direct: direct.clone(),
@@ -368,18 +371,23 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     });
     let drives = Drives::start(context.clone(), config.drive_timeout).map_err(Failure::other)?;
     let jobs = Jobs::new(context, drives.clone());
+    let upgrades = Upgrades::new(fs.clone(), direct.clone(), jobs.clone(), survival.clone());
     let mounted = session.mounted();
-    let sandboxed = Arc::new(OnceLock::new());
+    if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
+        tracing::warn!("no socket for descriptors in the mount: {e}");
+    }
+    // Whatever needs more than the daemon has from here on has been started.
+    let sandbox = enter_sandbox(config.sandbox, &mounted);
     let about = About {
         mountpoint: config.mount_point.clone(),
         since: Instant::now(),
         log: logging::describe(log),
-        sandbox: sandboxed.clone(),
+        sandbox,
         io_engine_why,
         supervised: beginning.status(recovered, buffers),
     };
-    let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), jobs: jobs.clone(), about };
-    let control = Server::start(mounted.device, move |question| daemon.answer(question))
+    let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), jobs: jobs.clone(), upgrades, about };
+    let control = Server::start(mounted.device, move |question, fd| daemon.answer(question, fd))
         .map_err(|e| Failure::other(format!("the control socket can't be made: {e}")))
         .inspect_err(|_| mounted.detach())?;
     let running = session.serve().map_err(Failure::other).inspect_err(|_| mounted.detach())?;
@@ -390,11 +398,6 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     made.keep();
     backing::remember_members(&fs.backings());
     unmount_on_signal(signals, mounted.clone());
-    if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
-        tracing::warn!("no socket for descriptors in the mount: {e}");
-    }
-    // Whatever needs more than the daemon has from here on has been started.
-    let _ = sandboxed.set(enter_sandbox(config.sandbox, &mounted));
     match &survival.state {
         Some(state) if state.is_recovered() => tracing::warn!(
             "daemon {} of {}: took over from one that {}; {} open files and {} buffers go on, {} files could not be found again",
@@ -407,6 +410,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         ),
         _ => tracing::info!("mounted at {}", config.mount_point.display()),
     }
+    beginning.settle_upgrade();
     beginning.parent.ready();
     survival.keeper.ready();
     let rules = fs.clone();
@@ -419,6 +423,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     drop(control);
     fs.retention.stop();
     let _ = evictor.join();
+    fs.end_keeping();
     tracing::info!("unmounted from {}", config.mount_point.display());
     ended.map_err(|e| Failure::other(format!("the session ended with an error: {e}")))
 }

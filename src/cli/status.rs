@@ -10,6 +10,7 @@ use crate::control::{Question, Status, ask};
 use crate::direct::DirectStatus;
 use crate::fuse::FS_TYPE;
 use crate::retention::RetentionStatus;
+use crate::supervise::HandoverOutcome;
 
 /// Show a mount: backings, files, room, passthrough or not and why
 #[derive(Debug, clap::Args)]
@@ -166,12 +167,14 @@ fn retention(out: &mut impl Write, r: &RetentionStatus) -> io::Result<()> {
 fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     writeln!(
         out,
-        "{}  kvfs {}, pid {}, up {}",
+        "{}  kvfs {}{}, pid {}, up {}",
         s.mountpoint.display(),
         s.version,
+        s.build.as_deref().map(|build| format!(" ({build})")).unwrap_or_default(),
         s.pid,
         duration(s.uptime_s)
     )?;
+    writeln!(out, "  executable   {}", s.executable.display())?;
     let passthrough = if s.passthrough.on { "on" } else { "off" };
     writeln!(out, "  passthrough  {passthrough}: {}", s.passthrough.why)?;
     let why = s.io_engine_why.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
@@ -184,6 +187,14 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
         )
     });
     writeln!(out, "  supervised   by {}{last}", again.by)?;
+    if let Some(upgrade) = &s.last_upgrade {
+        let came = match &upgrade.outcome {
+            HandoverOutcome::Begun => "under way".into(),
+            HandoverOutcome::Done => format!("requests waited {} ms", upgrade.pause_ms),
+            HandoverOutcome::Failed(why) => format!("failed: {why}"),
+        };
+        writeln!(out, "  upgrade      from {} to {}: {came}", upgrade.from, upgrade.to)?;
+    }
     writeln!(out, "  placement    {}{}", s.placement, if s.exclusive { ", exclusive" } else { "" })?;
     writeln!(
         out,

@@ -14,10 +14,14 @@ use rustix::io::FdFlags;
 
 use super::Failure;
 use super::background::Parent;
+use crate::backing::{Backing, Made, SetRecord, prepare_with, restore};
+use crate::config::MountConfig;
 use crate::control::Supervised;
 use crate::direct::RecoveredBuffers;
 use crate::fs::Recovered;
-use crate::supervise::{Keeper, Kept, Lifeline, Start, State, Survival, Tag, Work, supervise};
+use crate::supervise::{
+    Handover, HandoverOutcome, Keeper, Kept, Lifeline, Notify, Start, State, Survival, Tag, Work, supervise,
+};
 
 /// Our own words to a daemon that a parent starts.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -64,8 +68,59 @@ impl Beginning {
         }
     }
 
+    /// The backings: those that a daemon before had, else those that the operator names.
+    pub(super) fn backings(&mut self, config: &MountConfig) -> Result<(Vec<Backing>, Made), Failure> {
+        if self.device.is_none() {
+            let prepared =
+                prepare_with(&config.backings, &config.mount_point, config.defaults, config.missing);
+            return Ok(prepared?);
+        }
+        let set = self.survival.state.as_ref().and_then(|state| SetRecord::parse(&state.set()?));
+        let set = set.ok_or_else(|| {
+            Failure::other("the daemon before has not written down which backings the mount has; mount anew")
+        })?;
+        let mut without = Vec::new();
+        let backings = restore(&set, |slot| {
+            let kept = self.kept.take(Tag::Lock(slot.0));
+            without.extend(kept.is_none().then_some(slot));
+            kept
+        })?;
+        // Whoever takes in a drive that's away locks it anew.
+        for away in backings.iter().filter(|backing| backing.is_stand_in) {
+            self.survival.keeper.release(Tag::Lock(away.slot.0));
+        }
+        // Of a backing that had left a moment before.
+        self.kept.locks().for_each(|tag| self.survival.keeper.release(tag));
+        for backing in backings.iter().filter(|backing| without.contains(&backing.slot)) {
+            backing.keep_lock(&self.survival.keeper);
+        }
+        Ok((backings, Made::default()))
+    }
+
+    /// This daemon is about to be ready: that's what became of an upgrade.
+    pub(super) fn settle_upgrade(&self) {
+        let state = self.survival.state.as_ref().filter(|state| state.is_recovered());
+        let settled = state.and_then(|state| Handover::settle(state, self.kept.fell_back));
+        match settled.as_ref().map(|upgrade| (&upgrade.outcome, upgrade)) {
+            None => {}
+            Some((HandoverOutcome::Failed(why), upgrade)) => {
+                tracing::error!("not upgraded to kvfs {}: {why}", upgrade.to);
+            }
+            Some((_, upgrade)) => tracing::info!(
+                "upgraded from kvfs {} to {}; requests waited {} ms",
+                upgrade.from,
+                upgrade.to,
+                upgrade.pause_ms
+            ),
+        }
+    }
+
     fn with(keeper: Keeper, mut kept: Kept, parent: Parent) -> Result<Beginning, Failure> {
         let device = kept.take(Tag::Device);
+        if device.is_none() {
+            // Of a mount that never came to be, or has ended: nobody will ask for it.
+            kept.drain().for_each(|tag| keeper.release(tag));
+        }
         let state = match kept.take(Tag::State).filter(|_| device.is_some()) {
             Some(fd) => State::take_over(fd),
             None => State::create(),
@@ -116,6 +171,11 @@ impl SupervisedArgs {
     }
 }
 
+/// systemd, if it waits for a word of this process.
+pub(super) fn notify() -> Result<Option<Notify>, Failure> {
+    Notify::systemd().map_err(|e| Failure::other(format!("systemd can't be told ($NOTIFY_SOCKET): {e}")))
+}
+
 /// What systemd keeps for this unit, if it does.
 pub(super) fn by_systemd() -> Result<Option<Beginning>, Failure> {
     match Keeper::systemd() {
@@ -149,6 +209,6 @@ pub(super) fn be_parent(ready: Option<OwnedFd>, started_in: Option<PathBuf>) -> 
         CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).map_err(Failure::other)
     };
     let environment = std::env::vars_os().map(variable).collect::<Result<_, _>>()?;
-    supervise(Start { executable, words, environment, ready })
+    supervise(Start { executable, words, environment, ready, notify: notify()? })
         .map_err(|e| Failure::other(format!("the daemon can't be started: {e}")))
 }

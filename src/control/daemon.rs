@@ -2,10 +2,11 @@
 //!
 //! What always holds: an answer comes at once; work that takes longer is begun, and asked about later.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{About, Jobs, Question, Status};
+use super::{About, Jobs, Question, Status, Upgrades};
 use crate::backing::Backing;
 use crate::direct::Direct;
 use crate::fs::Fs;
@@ -19,20 +20,26 @@ pub struct Daemon {
     pub direct: Arc<Direct>,
     /// Work on the backings.
     pub jobs: Arc<Jobs>,
+    /// Handing over to another executable.
+    pub upgrades: Arc<Upgrades>,
     /// What else there is to tell.
     pub about: About,
 }
 
 impl Daemon {
     /// The answer to a question, or a sentence that says why there is none.
-    pub fn answer(&self, question: Question) -> Result<serde_json::Value, String> {
+    pub fn answer(&self, question: Question, fd: Option<OwnedFd>) -> Result<serde_json::Value, String> {
         let answer = match question {
             Question::Status => {
                 let job = self.jobs.status();
-                serde_json::to_value(Status { job, ..Status::of(&self.fs, &self.direct, &self.about) })
+                let last_upgrade = self.upgrades.last();
+                let status = Status::of(&self.fs, &self.direct, &self.about);
+                serde_json::to_value(Status { job, last_upgrade, ..status })
             }
             Question::Job => serde_json::to_value(self.jobs.status()),
             Question::Order(order) => return self.jobs.order(order),
+            Question::Running => serde_json::to_value(self.upgrades.running()?),
+            Question::Upgrade(to) => serde_json::to_value(self.upgrades.begin(to, fd)?),
             Question::Evict { dry_run, bytes, backing } => {
                 serde_json::to_value(self.evict(dry_run, bytes, backing.as_deref())?)
             }

@@ -8,10 +8,13 @@
 mod daemon;
 mod drives;
 mod jobs;
+mod passing;
 mod server;
 mod status;
+mod upgrade;
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,6 +29,7 @@ pub use server::Server;
 pub use status::{
     About, BackingStatus, HealthStatus, IndexStatus, PassthroughStatus, RuleStatus, Status, Supervised,
 };
+pub use upgrade::{Running, Successor, Upgrades};
 
 /// A question or an order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,6 +50,11 @@ pub enum Question {
     Job,
     /// Do this to the set of backings.
     Order(Order),
+    /// What would a successor have to know? Answered by a [`Running`].
+    Running,
+    /// Hand over to the executable that comes with this. Answered by null, or not at all: from then on the status
+    /// tells what came of it.
+    Upgrade(Successor),
 }
 
 /// What comes back: what was asked for, or a sentence that says why not.
@@ -122,6 +131,15 @@ fn socket_path(device: (u32, u32)) -> PathBuf {
 
 /// Asks the daemon of the mount with this device number.
 pub fn ask<T: DeserializeOwned>(device: (u32, u32), question: &Question) -> Result<T, AskError> {
+    ask_with(device, question, None)
+}
+
+/// The same with a descriptor.
+pub fn ask_with<T: DeserializeOwned>(
+    device: (u32, u32),
+    question: &Question,
+    fd: Option<BorrowedFd<'_>>,
+) -> Result<T, AskError> {
     let mut stream = UnixStream::connect(socket_path(device))?;
     if !peer(&stream).is_some_and(is_trusted) {
         return Err(io::Error::other("somebody else's process answers for this mount").into());
@@ -130,7 +148,8 @@ pub fn ask<T: DeserializeOwned>(device: (u32, u32), question: &Question) -> Resu
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_string(question)?;
     line.push('\n');
-    stream.write_all(line.as_bytes())?;
+    let sent = passing::send(&stream, line.as_bytes(), fd)?;
+    stream.write_all(&line.as_bytes()[sent..])?;
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
     match serde_json::from_str(&answer)? {

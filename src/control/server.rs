@@ -5,11 +5,13 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::passing::Reader;
 use super::{Answer, PATIENCE, Question, is_trusted, peer, runtime_dir, socket_path};
 
 /// Questions that are answered at a time.
@@ -26,10 +28,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens for the mount with this device number; `answer` answers, or says why not.
+    /// Listens for the mount with this device number; `answer` answers, or says why not. With a question a
+    /// descriptor may come.
     pub fn start(
         device: (u32, u32),
-        answer: impl Fn(Question) -> Result<serde_json::Value, String> + Send + Sync + 'static,
+        answer: impl Fn(Question, Option<OwnedFd>) -> Result<serde_json::Value, String> + Send + Sync + 'static,
     ) -> io::Result<Server> {
         runtime_dir()?;
         let path = socket_path(device);
@@ -95,14 +98,15 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 fn converse(
     stream: UnixStream,
-    answer: &dyn Fn(Question) -> Result<serde_json::Value, String>,
+    answer: &dyn Fn(Question, Option<OwnedFd>) -> Result<serde_json::Value, String>,
 ) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut line = String::new();
-    BufReader::new(&stream).take(LONGEST).read_line(&mut line)?;
+    let (mut line, mut fd) = (String::new(), None);
+    let reader = Reader { stream: &stream, fd: &mut fd };
+    BufReader::new(reader).take(LONGEST).read_line(&mut line)?;
     let answer = match serde_json::from_str(&line) {
-        Ok(question) => answer(question).map_or_else(Answer::Refused, Answer::Done),
+        Ok(question) => answer(question, fd).map_or_else(Answer::Refused, Answer::Done),
         Err(e) => Answer::Refused(format!("this daemon doesn't know the question: {e}")),
     };
     let mut answer = serde_json::to_string(&answer)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,8 @@ use crate::direct::{Direct, DirectStatus};
 use crate::fs::Fs;
 use crate::printable::printable;
 use crate::retention::RetentionStatus;
+use crate::supervise::Handover;
+use crate::version;
 
 /// How long a drive may take to be looked at before its status is told.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -22,6 +24,12 @@ const SETTLED: Duration = Duration::from_secs(1);
 pub struct Status {
     /// The daemon's version.
     pub version: String,
+    /// What tells builds of that version apart, if it's known.
+    #[serde(default)]
+    pub build: Option<String>,
+    /// The daemon's executable.
+    #[serde(default)]
+    pub executable: PathBuf,
     /// The daemon's process.
     pub pid: u32,
     /// Where it's mounted.
@@ -62,6 +70,9 @@ pub struct Status {
     /// Who starts the daemon again when it dies.
     #[serde(default)]
     pub supervised: Supervised,
+    /// The last upgrade.
+    #[serde(default)]
+    pub last_upgrade: Option<Handover>,
     /// Requests so far, by operation, and `panics`.
     pub ops: BTreeMap<String, u64>,
 }
@@ -210,8 +221,8 @@ pub struct About {
     pub since: Instant,
     /// Where the log goes.
     pub log: String,
-    /// What has come of the sandbox, as soon as that's known.
-    pub sandbox: Arc<OnceLock<String>>,
+    /// What has come of the sandbox.
+    pub sandbox: String,
     /// Why the engine isn't io_uring.
     pub io_engine_why: Option<String>,
     /// Who starts it again.
@@ -235,12 +246,14 @@ impl Status {
             format!("{}: {}", printable(path.as_os_str().as_encoded_bytes()), p.what)
         };
         Status {
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: version::version(),
+            build: version::BUILD.map(str::to_owned),
+            executable: std::fs::read_link("/proc/self/exe").unwrap_or_default(),
             pid: std::process::id(),
             mountpoint: about.mountpoint.clone(),
             uptime_s: about.since.elapsed().as_secs(),
             log: about.log.clone(),
-            sandbox: about.sandbox.get().cloned().unwrap_or_default(),
+            sandbox: about.sandbox.clone(),
             passthrough: overall(&backings),
             io_engine: fs.engine().name().into(),
             io_engine_why: about.io_engine_why.clone(),
@@ -259,6 +272,7 @@ impl Status {
             open_files: fs.handles_open() as u64,
             retention: fs.retention.status(fs),
             job: None,
+            last_upgrade: None,
             direct: direct.status(),
             supervised: about.supervised.clone(),
             ops: fs.counters.all().map(|(name, n)| (name.to_owned(), n)).collect(),

@@ -195,7 +195,7 @@ impl Direct {
             gpus.probe(fs.backings().iter().map(|b| (b.slot, b.path.clone())).collect());
         }
         Ok(Arc::new(Direct {
-            host: HostEngine::new(fs.backings().len(), fs.lifeline.clone())
+            host: HostEngine::new(fs.backings().iter().map(|b| b.slot), fs.lifeline.clone())
                 .map_err(|e| format!("io_uring can't be used: {e}")),
             gpus,
             owners,
@@ -345,6 +345,11 @@ impl Direct {
         }
         self.tokens.closed(fh);
         self.buffers.closed(fh);
+    }
+
+    /// Transfers that haven't been answered.
+    pub fn in_flight(&self) -> u64 {
+        self.deadlines.count()
     }
 
     /// What there is and what was done.

@@ -17,8 +17,8 @@ use super::engine::{Direction, Engine, Op};
 use super::owner::Owner;
 use super::query::MAX_IO;
 use super::{Asked, Direct, Target};
-use crate::fs::Pinned;
-use crate::supervise::hand_over;
+use crate::fs::{Fs, Pinned};
+use crate::supervise::{HandedOver, hand_over};
 
 /// The files of a call, each pinned once.
 type Files = Vec<(u64, Arc<Pinned>)>;
@@ -62,10 +62,10 @@ impl Direct {
             return self.run_now(ops, asked, tgid, answer);
         }
         // It's known to be at work until it's answered: daemons may die over it.
-        let request = hand_over();
+        let at_work = AtWork { request: Some(hand_over()), fs: self.fs.clone() };
         let answer = move |asked: Asked, outcome| {
             answer(asked, outcome);
-            drop(request);
+            drop(at_work);
         };
         // What a daemon before had begun of it mustn't overtake what the client does next.
         let (direct, ops) = (self.clone(), ops.to_vec());
@@ -192,6 +192,22 @@ impl Direct {
         }
         if !gpu.is_empty() {
             self.gpus.submit(gpu);
+        }
+    }
+}
+
+/// A request that others than its thread answer; served when this is dropped.
+struct AtWork {
+    request: Option<HandedOver>,
+    fs: Arc<Fs>,
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        if let Some(request) = self.request.take() {
+            request.resume();
+            self.fs.work.served();
+            drop(hand_over());
         }
     }
 }

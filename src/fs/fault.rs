@@ -7,7 +7,7 @@
 
 /// Dies here, if that was asked for.
 #[cfg(feature = "fault-points")]
-pub(super) fn point(name: &str) {
+pub(crate) fn point(name: &str) {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -27,7 +27,20 @@ pub(super) fn point(name: &str) {
 /// Nothing.
 #[cfg(not(feature = "fault-points"))]
 #[inline]
-pub(super) fn point(_: &str) {}
+pub(crate) fn point(_: &str) {}
+
+/// The same, for the first daemon of a mount alone: those after it do this again.
+#[cfg(feature = "fault-points")]
+pub(super) fn first_point(name: &str, state: &Option<std::sync::Arc<crate::supervise::State>>) {
+    if state.as_ref().is_some_and(|state| state.starts() == 1) {
+        point(name);
+    }
+}
+
+/// Nothing.
+#[cfg(not(feature = "fault-points"))]
+#[inline]
+pub(super) fn first_point(_: &str, _: &Option<std::sync::Arc<crate::supervise::State>>) {}
 
 /// Is killed here if the name asks for it, unless a daemon was killed over this request before.
 #[cfg(feature = "fault-points")]

@@ -25,8 +25,10 @@ impl Fs {
         self.changeable(slot)?;
         let linked =
             self.by_name(slot, ino, |dir, name, file| self.link_from((dir, name), file, (newdir, newname)));
-        // One that was moved is looked up again and found; one without a name can't be linked.
-        let is_gone = |e: &super::Error| e.errno() == Errno::STALE && !self.open.was_moved(node);
+        // One that was moved, by a daemon before this one perhaps, is looked up again and found; one without a name
+        // can't be linked.
+        let moved = || self.open.was_moved(node) || (self.is_recovered() && !self.open.is_open(node));
+        let is_gone = |e: &super::Error| e.errno() == Errno::STALE && !moved();
         linked.map_err(|e| if is_gone(&e) { Errno::NOENT.into() } else { e })
     }
 

@@ -52,7 +52,7 @@ pub(crate) struct Losses {
     pub(crate) open: u64,
 }
 
-/// What has left with a backing.
+/// What has left with a backing. Once all have heard of it, it's to be written down (`Fs::record_left`).
 #[derive(Debug, Default)]
 pub(crate) struct Parted {
     /// Files that are gone.
@@ -71,16 +71,23 @@ impl Fs {
         let source_root = backing.root().try_clone_to_owned()?;
         let source = source_at(slot, std::os::fd::AsFd::as_fd(&source_root), Reason::FoundAtScan);
         let subtree = read_subtree(&source);
+        self.record_joining(&backing);
+        super::fault::first_point("join recorded", &self.state);
         // Until all its files are known, it gets no new ones.
         backing.set_state(State::NoCreate);
-        self.dirs.enter(&backing)?;
+        if let Err(e) = self.dirs.enter(&backing) {
+            self.record_left(slot);
+            return Err(e.into());
+        }
         self.index.write().admit(slot);
         let backing = self.backings.enter(backing);
+        super::fault::first_point("join entered", &self.state);
         let before = self.index.read().files_on(slot);
         let joined = match self.enter_names(&source, subtree) {
             Ok(joined) => joined,
             Err(e) => {
                 let _ = self.part(slot, true);
+                self.record_left(slot);
                 return Err(e.into());
             }
         };
@@ -94,6 +101,7 @@ impl Fs {
             brought.in_use += u64::from(!self.prefer_newest(entry, copy));
         }
         brought.files = self.index.read().files_on(slot).saturating_sub(before);
+        super::fault::first_point("join merged", &self.state);
         self.tell_appeared(&joined.appeared);
         backing.set_state(state);
         Ok(brought)
@@ -140,11 +148,13 @@ impl Fs {
             return true;
         }
         let _still = self.still.still(file.node());
-        if self.open.is_open(file.node()) {
+        if let Some(open) = self.open.find(file.node()).filter(|_| self.open.is_open(file.node())) {
+            // A daemon after this one takes the newer one for the file.
+            self.keep_open(&open);
             return false;
         }
         self.swap_entry(entry, file, copy);
-        self.tell_changed(dir, name, None);
+        self.tell_changed(dir, name);
         true
     }
 
@@ -167,7 +177,7 @@ impl Fs {
         let dirs: std::collections::HashSet<DirId> = names.iter().map(|(dir, _)| *dir).collect();
         // It remembers absent names only where a miss is final.
         if self.exclusive {
-            names.iter().for_each(|(dir, name)| self.tell_changed(*dir, name, None));
+            names.iter().for_each(|(dir, name)| self.tell_changed(*dir, name));
         }
         dirs.into_iter().for_each(|dir| self.tell_listing(dir));
     }
@@ -207,6 +217,8 @@ impl Fs {
     pub(crate) fn part(&self, slot: Slot, force: bool) -> Result<Parted> {
         let backing = self.backing(slot)?;
         let state = backing.state();
+        self.record_leaving(slot, force);
+        super::fault::first_point("part recorded", &self.state);
         // From here on no new file is sent there.
         backing.set_state(State::Draining);
         if force {
@@ -216,6 +228,7 @@ impl Fs {
             let mut index = self.index.write();
             if !force && (index.files_on(slot) > 0 || !index.dirs_only_on(slot).is_empty()) {
                 backing.set_state(state);
+                self.record_staying(slot);
                 return Err(Errno::BUSY.into());
             }
             let dirs = index.dirs_on(slot);
@@ -227,6 +240,7 @@ impl Fs {
             let index = self.index.read();
             dirs.iter().map(|dir| index.path(dir.id)).collect()
         };
+        super::fault::first_point("part expelled", &self.state);
         self.sweep_files(slot, &mut parted);
         {
             let mut index = self.index.write();
@@ -239,6 +253,8 @@ impl Fs {
             self.sweep_dir(slot, dir, &mut parted);
         }
         self.tell_listing(DirId::ROOT);
+        self.keep_open_of(slot);
+        super::fault::first_point("part swept", &self.state);
         self.dirs.leave(slot);
         self.open.leave(slot);
         if !force {
@@ -272,7 +288,7 @@ impl Fs {
             if let Some(copy) = self.newest_of(dir, &name, shadows) {
                 let _still = self.still.still(file.node());
                 self.swap_entry(entry, file, copy);
-                self.tell_changed(dir, &name, None);
+                self.tell_changed(dir, &name);
             }
         }
     }
@@ -316,7 +332,7 @@ impl Fs {
                 self.open.forget_idle(file.node());
                 // Not that the file has gone: whoever has it open goes on, and may be in the midst of a call.
                 if is_known {
-                    self.tell_changed(item.dir, &item.name, None);
+                    self.tell_changed(item.dir, &item.name);
                 }
             }
         }
@@ -345,7 +361,7 @@ impl Fs {
         drop(index);
         // Its attributes aren't asked for: the drive may hang.
         self.dir_is_gone(dir.id, SlotSet::one(slot), None);
-        self.tell_changed(parent, &name, None);
+        self.tell_changed(parent, &name);
     }
 }
 

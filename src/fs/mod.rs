@@ -37,6 +37,7 @@ mod relocate;
 mod remove;
 mod rename;
 mod rules;
+mod set;
 mod setattr;
 mod settle;
 mod shared;
@@ -69,7 +70,7 @@ pub(crate) use creds::may_open;
 pub use creds::{Caller, prepare_process};
 pub use data::Whence;
 pub use error::{Error, Result};
-pub(crate) use fault::crash_point;
+pub(crate) use fault::{crash_point, point as fault_point};
 pub use open::{Data, Opened};
 pub(crate) use pin::{Passage, Pinned};
 pub(crate) use prefix::Found;
@@ -81,6 +82,7 @@ pub use rules::DirRule;
 pub use setattr::{SetAttr, SetTime};
 pub(crate) use socket::SOCKET_NAME;
 pub use stats::{Counters, IndexCounts, Op, StatFs};
+pub use tell::News;
 
 use dirs::{DirFd, Dirs};
 use ghost::Ghosts;
@@ -165,6 +167,7 @@ pub struct Fs {
     /// Where what outlives this daemon is written down.
     state: Option<Arc<State>>,
     keeper: Arc<Keeper>,
+    set: set::Set,
     /// The requests at work.
     pub work: Arc<Work>,
     /// Whether anything of daemons before is under way.
@@ -192,11 +195,12 @@ impl Fs {
         if options.retention.total.is_some() || backings.iter().any(|b| b.space.capacity.is_some()) {
             index.start_counting();
         }
+        let set = set::Set::new(state.clone(), &backings);
         let invalidate = tell::Invalidate::default();
         let keep = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
         Ok(Fs {
             dirs: Dirs::new(&backings, options.open_dirs)?,
-            backings: Backings::new(backings),
+            backings: Backings::new(backings, set.ids()),
             index: RwLock::new(index),
             locks: NameLocks::new(),
             still: Stillness::new(),
@@ -222,6 +226,7 @@ impl Fs {
             ghosts: Ghosts::new(),
             state,
             keeper,
+            set,
             work,
             lifeline,
             counters: Counters::default(),

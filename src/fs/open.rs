@@ -363,10 +363,9 @@ impl Fs {
     }
 
     /// Has the file of an open node kept for a daemon after this one, if it has no name to be found by.
-    fn keep_nameless(&self, open: &OpenNode) {
-        if self.keeper.is_there() && !open.kept.load(Relaxed) && !self.has_name(open.node) {
-            open.kept.store(true, Relaxed);
-            self.keeper.keep(Tag::File(open.node.0), open.fd.as_fd());
+    pub(super) fn keep_nameless(&self, open: &OpenNode) {
+        if !self.has_name(open.node) {
+            self.keep_open(open);
         }
     }
 
@@ -412,6 +411,11 @@ impl OpenNode {
     /// Whether the kernel moves its data.
     pub(super) fn is_passthrough(&self) -> bool {
         matches!(*self.mode.lock(), DataMode::Passthrough(_))
+    }
+
+    /// The keeper gets the file. False if it has it.
+    pub(super) fn begin_keeping(&self) -> bool {
+        !self.kept.swap(true, Relaxed)
     }
 
     /// Whether its own descriptor is what handles write through.

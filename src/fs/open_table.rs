@@ -215,6 +215,15 @@ impl OpenTable {
         self.evicted.leave(slot);
     }
 
+    /// Records of files on a backing that are open.
+    pub(super) fn open_on(&self, slot: Slot) -> Vec<Arc<OpenNode>> {
+        let on = |shard: &Mutex<Shard>| -> Vec<Arc<OpenNode>> {
+            let shard = shard.lock();
+            shard.values().map(|(open, _)| open).filter(|open| open.slot == slot).cloned().collect()
+        };
+        self.shards.iter().flat_map(on).collect()
+    }
+
     /// How many opens there are of files on a backing, and how many of those may write.
     pub(super) fn opens_on(&self, slot: Slot) -> (usize, usize) {
         let handles = self.handles.read();

@@ -17,6 +17,7 @@ use super::{Changed, Error, Fs, NodeId, Result, source_at};
 use crate::backing::{Backing, Condition, Health, State, is_fault};
 use crate::index::{DirId, DirName, EntryId, FileRef, Joined, Node, Slot, What, read_subtree};
 use crate::placement::Reason;
+use crate::supervise::Tag;
 
 /// What has changed on a drive while it was out.
 #[derive(Debug, Default)]
@@ -124,6 +125,9 @@ impl Fs {
         self.dirs.leave(slot);
         self.open.leave(slot);
         drop(before);
+        // Nor who keeps its lock for a daemon after this one.
+        self.keeper.release(Tag::Lock(slot.0));
+        self.keeper.sync();
         Ok(())
     }
 
@@ -155,6 +159,7 @@ impl Fs {
         backing.set_state(State::NoCreate);
         self.dirs.enter(&backing)?;
         let (backing, _) = self.backings.replace(backing).ok_or(Errno::STALE)?;
+        self.record_return(&backing);
         for (entry, copy) in joined.taken.iter().filter(|(entry, _)| !self.is_here(*entry, slot)) {
             self.prefer_newest(*entry, *copy);
         }
@@ -213,7 +218,7 @@ impl Fs {
             drop(index);
             self.open.forget_idle(file.node());
             self.decisions.lock().pop(&file.node());
-            self.tell_changed(place.0, &place.1, None);
+            self.tell_changed(place.0, &place.1);
             replaced += 1;
         }
         replaced
@@ -245,7 +250,7 @@ impl Fs {
                 gone += 1;
             }
             self.open.forget_idle(file.node());
-            self.tell_changed(dir, &name, None);
+            self.tell_changed(dir, &name);
         }
         gone
     }
@@ -277,7 +282,7 @@ impl Fs {
                 if let Some(changed) = self.data_changed.get() {
                     changed(Changed { node, pages: Some((0, 0)), end: None });
                 }
-                self.tell_changed(dir, &name, None);
+                self.tell_changed(dir, &name);
             }
         }
         let dirs = self.index.read().dirs_on(slot);

@@ -139,16 +139,9 @@ impl Fs {
         }
     }
 
-    /// The backings aren't those any more that the mount was started with: a daemon after this one, which is
-    /// started with the same words, couldn't take over, and won't be tried.
-    pub fn set_has_changed(&self) {
-        if self.keeper.is_there() {
-            self.keeper.release(Tag::Device);
-            self.keeper.release(Tag::State);
-            tracing::warn!(
-                "the backings aren't those any more that the mount was started with: if the daemon dies, it isn't started again; mount anew with the present list to have that back"
-            );
-        }
+    /// Whether the kernel may know what another daemon has told it.
+    pub(super) fn is_recovered(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.is_recovered())
     }
 
     /// A lost handle is closed. False if it isn't one.

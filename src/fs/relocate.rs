@@ -159,7 +159,7 @@ impl Fs {
         }
         if matches!(item.file.kind, Kind::Fifo | Kind::Socket) && self.is_known(item) {
             // Opens of these never come here: but the kernel keeps the node of one that is in use.
-            self.tell_changed(item.dir, &item.name, None);
+            self.tell_moved(item.dir, &item.name, node, None);
             return Err(NotMoved::Open);
         }
         let from_dir = self.dir_fd(item.file.slot, item.dir).map_err(|e| gone_or_source(e.errno()))?;
@@ -263,7 +263,7 @@ impl Fs {
         self.open.forget_idle(node);
         self.decisions.lock().pop(&node);
         drop(still);
-        self.tell_changed(dir, name, held);
+        self.tell_moved(dir, name, node, held);
 
         if let Err(e) = sync_dir(&to_dir) {
             let untouched = || watched.as_ref().is_some_and(|w| !w.is_touched());
@@ -314,7 +314,7 @@ impl Fs {
         drop(index);
         self.open.forget_moved(item.file.node());
         self.open.forget_idle(copy.node());
-        self.tell_changed(item.dir, &item.name, None);
+        self.tell_moved(item.dir, &item.name, copy.node(), None);
         let _ = rustix::fs::unlinkat(to_dir, &*item.name, AtFlags::empty());
     }
 

@@ -16,15 +16,26 @@ use crate::index::DirId;
 
 pub(super) type Invalidate = Arc<OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>>;
 
-type Gone<'a> = dyn Fn(NodeId, &[u8], Option<NodeId>) + 'a;
+/// What the kernel is to hear of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It has gone, and with it this file.
+    Gone(NodeId),
+    /// What it stands for was this file, and nobody has that open.
+    Moved(NodeId),
+    /// It stands for something else, or for anything at all.
+    Changed,
+}
+
+/// Tells the kernel; true if it looks up all names again.
+type Tell<'a> = dyn Fn(NodeId, &[u8], News) -> bool + 'a;
 
 /// Something for the kernel.
 enum Message {
-    Gone {
+    Name {
         parent: NodeId,
         name: Vec<u8>,
-        /// The file, if it's gone for good.
-        node: Option<NodeId>,
+        news: News,
         /// The inode that the kernel believes it is, kept until it has been told: so its number is no
         /// other file's before.
         _held: Option<OwnedFd>,
@@ -72,7 +83,7 @@ impl Teller {
 }
 
 impl Shared {
-    fn serve(&self, gone: &Gone<'_>, invalidate: &dyn Fn(NodeId)) -> ! {
+    fn serve(&self, tell: &Tell<'_>, invalidate: &dyn Fn(NodeId)) -> ! {
         loop {
             let mut queue = self.queue.lock();
             while queue.waiting.is_empty() {
@@ -81,11 +92,13 @@ impl Shared {
             let messages = std::mem::take(&mut queue.waiting);
             drop(queue);
             let count = messages.len() as u64;
-            let mut listings = HashSet::new();
+            let (mut listings, mut all_again) = (HashSet::new(), false);
             for message in messages {
                 match message {
-                    Message::Gone { parent, name, node, .. } => {
-                        gone(parent, &name, node);
+                    Message::Name { parent, name, news, .. } => {
+                        if !all_again || news != News::Changed {
+                            all_again |= tell(parent, &name, news);
+                        }
                         listings.insert(parent);
                     }
                     Message::Listing(dir) => drop(listings.insert(dir)),
@@ -100,15 +113,14 @@ impl Shared {
 }
 
 impl Fs {
-    /// Who tells the kernel that a name has gone: the directory, the name, and the file that it was, or `None`
-    /// if the name only has to be looked up again. Called on a thread of its own.
-    pub fn set_entry_gone(
+    /// Who tells the kernel of names: the directory, the name, and what became of it. Called on a thread of its own.
+    pub fn set_names_changed(
         &self,
-        gone: impl Fn(NodeId, &[u8], Option<NodeId>) + Send + 'static,
+        tell: impl Fn(NodeId, &[u8], News) -> bool + Send + 'static,
     ) -> std::io::Result<()> {
         let (shared, invalidate) = (self.tell.shared.clone(), self.tell.invalidate.clone());
         let serve = move || {
-            shared.serve(&gone, &|node| {
+            shared.serve(&tell, &|node| {
                 if let Some(invalidate) = invalidate.get() {
                     invalidate(node);
                 }
@@ -121,18 +133,22 @@ impl Fs {
 
     /// A name has gone, and with it this file.
     pub(crate) fn tell_gone(&self, parent: DirId, name: &[u8], node: NodeId) {
-        self.put_gone(parent, name, Some(node), None);
+        self.put_name(parent, name, News::Gone(node), None);
     }
 
-    /// A name stands for another file, or for one at all: the kernel is to look it up again. `held` is kept
-    /// until it has been told.
-    pub(crate) fn tell_changed(&self, parent: DirId, name: &[u8], held: Option<OwnedFd>) {
-        self.put_gone(parent, name, None, held);
+    /// A name stands for another file, or for one at all: the kernel is to look it up again.
+    pub(crate) fn tell_changed(&self, parent: DirId, name: &[u8]) {
+        self.put_name(parent, name, News::Changed, None);
     }
 
-    fn put_gone(&self, parent: DirId, name: &[u8], node: Option<NodeId>, held: Option<OwnedFd>) {
+    /// The same of one that was this file's, which nobody has open. `held` is kept until the kernel was told.
+    pub(crate) fn tell_moved(&self, parent: DirId, name: &[u8], node: NodeId, held: Option<OwnedFd>) {
+        self.put_name(parent, name, News::Moved(node), held);
+    }
+
+    fn put_name(&self, parent: DirId, name: &[u8], news: News, held: Option<OwnedFd>) {
         let (parent, name) = (NodeId::dir(parent), name.to_vec());
-        self.tell.put(Message::Gone { parent, name, node, _held: held });
+        self.tell.put(Message::Name { parent, name, news, _held: held });
     }
 
     /// A directory's listing or attributes have changed.

@@ -68,7 +68,10 @@ impl Adapter {
 
     /// Runs a handler for the request at work.
     pub(super) fn go_on<T>(&self, op: Op, handler: impl FnOnce(&Fs) -> fs::Result<T>) -> Result<T, Errno> {
-        match catch_unwind(AssertUnwindSafe(|| handler(&self.fs))) {
+        let _inside = self.fs.work.door.work();
+        let result = catch_unwind(AssertUnwindSafe(|| handler(&self.fs)));
+        self.fs.work.served();
+        match result {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(e)) => {
                 if let Some(slot) = e.slot() {

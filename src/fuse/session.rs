@@ -24,7 +24,7 @@ use super::watched::Watched;
 use crate::backing::{Backing, List, Passthrough};
 use crate::config::{MountConfig, PassthroughMode};
 use crate::direct::Direct;
-use crate::fs::{Changed, Fs};
+use crate::fs::{Changed, Fs, News};
 use crate::index::NodeId;
 use crate::io::BackingRegistry;
 use crate::shares::Shares;
@@ -93,6 +93,7 @@ impl Session {
                 // There's nothing to send again yet: this tells whether the kernel can.
                 resend(session.device.as_fd()).map_err(SessionError::NoResend)?;
                 survival.keeper.keep(Tag::State, state.fd());
+                fs.keep_locks();
                 survival.keeper.keep(Tag::Device, session.device.as_fd());
             }
             Ok(session)
@@ -128,7 +129,8 @@ impl Session {
         let is_root = rustix::process::geteuid().is_root();
         let wanted = match config.passthrough {
             PassthroughMode::Off => Wanted { passthrough: None },
-            _ => Wanted { passthrough: Some(stack_depth(&fs.backings())) },
+            // The set of backings may have changed since that was agreed on.
+            _ => Wanted { passthrough: Some(survival.stack_depth(|| stack_depth(&fs.backings()))) },
         };
         let registry = device.try_clone().map_err(SessionError::Handshake)?;
         // The kernel checks permissions (default_permissions); who may come in at all was said at the mount.
@@ -189,22 +191,25 @@ impl Session {
         }
     }
 
-    /// What tells the kernel that a name has gone (and its file, if one is named), or is to be looked up again.
-    pub fn entry_gone(&self) -> io::Result<impl Fn(NodeId, &[u8], Option<NodeId>) + Send + Sync + 'static> {
+    /// What tells the kernel of names that have gone, or are to be looked up again; true if it looks up all.
+    pub fn names_changed(&self) -> io::Result<impl Fn(NodeId, &[u8], News) -> bool + Send + Sync + 'static> {
         let notifier = self.session.notifier();
         let pruner = Pruner::new(self.device.try_clone()?);
-        Ok(move |parent, name: &[u8], node: Option<NodeId>| {
-            if node.is_some_and(|node| pruner.prune(node.0)) {
-                return;
+        Ok(move |parent, name: &[u8], news| {
+            match news {
+                News::Gone(node) | News::Moved(node) if pruner.prune(node.0) => return false,
+                News::Changed if pruner.age_all() => return true,
+                _ => {}
             }
             // This takes the directory's lock. A daemon that is killed while a client has it, and waits for the
             // daemon, would not end before the connection is aborted.
             let (parent, name) = (super::convert::ino(parent), OsStr::from_bytes(name));
             // An error of these means that the kernel doesn't have the name, or that the session has ended.
-            let _ = match node {
-                Some(node) => notifier.delete(parent, super::convert::ino(node), name),
-                None => notifier.inval_entry(parent, name),
+            let _ = match news {
+                News::Gone(node) => notifier.delete(parent, super::convert::ino(node), name),
+                News::Moved(_) | News::Changed => notifier.inval_entry(parent, name),
             };
+            false
         })
     }
 

@@ -7,7 +7,8 @@
 
 use std::sync::mpsc;
 
-use super::scan::{Batch, Files, Merge, Reader, Report, Source, duplicate};
+use super::report::Report;
+use super::scan::{Batch, Files, Merge, Reader, Source, duplicate};
 use super::{AddError, DirId, EntryId, FileRef, Index};
 
 /// What is below one directory of one backing, read but not yet part of an index.

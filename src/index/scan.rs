@@ -5,7 +5,6 @@
 //! thread per backing reads, the caller's thread builds the tree meanwhile. What can't be read is reported
 //! and skipped, never fatal. Nothing outside the backing is followed: no symbolic link, no other mount.
 
-use std::fmt;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, mpsc};
@@ -16,6 +15,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxFla
 
 use super::join::Joined;
 use super::load::{Loader, Taken};
+use super::report::{Problem, Progress, Report};
 use super::{AddError, DirId, EntryId, FileRef, Index, Kind, Slot, SlotSet, What};
 use crate::supervise::State;
 
@@ -45,72 +45,13 @@ pub struct Source<'a> {
     pub reason: u8,
 }
 
-/// Something that could not be read, or is not shown.
-#[derive(Clone, Debug)]
-pub struct Problem {
-    /// On which backing.
-    pub slot: Slot,
-    /// The path below the backing's root.
-    pub path: Vec<u8>,
-    /// What is wrong with it.
-    pub what: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", crate::printable::printable(&self.path), self.what)
-    }
-}
-
-/// How far the scan is, told a few times a second.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Progress {
-    /// Names read so far.
-    pub names: u64,
-    /// Time since the start.
-    pub elapsed: Duration,
-}
-
-/// What the scan found.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// Names read, on all backings.
-    pub names: u64,
-    /// How long it took.
-    pub elapsed: Duration,
-    /// What was skipped.
-    pub problems: Vec<Problem>,
-    /// How many more there were than `problems` keeps.
-    pub more_problems: u64,
-    /// Paths of what work that was cut off has left.
-    pub leftovers: Vec<(Slot, Vec<u8>)>,
-}
-
-impl Report {
-    const KEPT: usize = 100;
-
-    pub(super) fn add(&mut self, problem: Problem) {
-        if self.problems.len() < Self::KEPT {
-            self.problems.push(problem);
-        } else {
-            self.more_problems += 1;
-        }
-    }
-
-    /// Everything that was skipped.
-    pub fn unreadable(&self) -> u64 {
-        self.problems.len() as u64 + self.more_problems
-    }
-}
-
 /// Reads all backings into a new index. With a state directories have the numbers that it knows them by.
 pub fn scan(
     sources: &[Source<'_>],
     state: Option<Arc<State>>,
     mut progress: impl FnMut(Progress),
 ) -> Result<(Index, Report), AddError> {
-    // A slot without a source has nothing to be read.
-    let mut index = Index::new(sources.iter().map(|source| source.slot.index() + 1).max().unwrap_or(0));
+    let mut index = Index::of(sources.iter().map(|source| source.slot).collect());
     if let Some(state) = state {
         index.keep_in(state);
     }

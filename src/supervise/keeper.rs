@@ -8,6 +8,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -15,6 +17,12 @@ use rustix::net::{
 
 /// Where the daemon that a parent started finds it.
 pub(super) const SOCKET_FD: RawFd = 100;
+
+/// The exit status of a daemon that has handed over to the next one.
+pub const HANDED_OVER: u8 = 77;
+
+/// How long who keeps things may take to say that all was heard.
+const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 /// What a kept descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,6 +86,10 @@ pub(super) enum Word {
     Ready,
     /// From now on this executable.
     Upgrade,
+    /// It was the new executable that didn't come up: this is the one before.
+    Former,
+    /// Was all heard? Yes, it was.
+    Sync,
 }
 
 impl Word {
@@ -89,6 +101,8 @@ impl Word {
             Word::End(signal) => (4, signal),
             Word::Ready => (5, 0),
             Word::Upgrade => (6, 0),
+            Word::Former => (7, 0),
+            Word::Sync => (8, 0),
         };
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&op.to_le_bytes());
@@ -106,6 +120,8 @@ impl Word {
             4 => Word::End(value),
             5 => Word::Ready,
             6 => Word::Upgrade,
+            7 => Word::Former,
+            8 => Word::Sync,
             _ => return None,
         })
     }
@@ -161,6 +177,8 @@ pub struct Kept {
     fds: Vec<(Tag, OwnedFd)>,
     /// The signal that ended it, 0 for none.
     pub signal: i32,
+    /// The executable that was to come after it didn't come up.
+    pub fell_back: bool,
 }
 
 impl Kept {
@@ -168,6 +186,16 @@ impl Kept {
     pub fn take(&mut self, tag: Tag) -> Option<OwnedFd> {
         let at = self.fds.iter().position(|(there, _)| *there == tag)?;
         Some(self.fds.swap_remove(at).1)
+    }
+
+    /// Takes out, and closes, what is left.
+    pub fn drain(&mut self) -> impl Iterator<Item = Tag> + '_ {
+        self.fds.drain(..).map(|(tag, _)| tag)
+    }
+
+    /// Takes out, and closes, the locks.
+    pub fn locks(&mut self) -> impl Iterator<Item = Tag> + '_ {
+        self.fds.extract_if(.., |(tag, _)| matches!(tag, Tag::Lock(_))).map(|(tag, _)| tag)
     }
 
     /// Takes the files without a name out.
@@ -234,6 +262,7 @@ impl Keeper {
                 Some((Word::Keep(code), Some(fd))) => {
                     kept.fds.extend(Tag::from_code(code).map(|tag| (tag, fd)))
                 }
+                Some((Word::Former, _)) => kept.fell_back = true,
                 Some((Word::End(signal), _)) => {
                     kept.signal = signal as i32;
                     break;
@@ -254,16 +283,8 @@ impl Keeper {
         if variable("FDSTORE").and_then(|n| n.parse::<u32>().ok()).is_none_or(|n| n == 0) {
             return Ok(None);
         }
-        let Some(path) = variable("NOTIFY_SOCKET") else { return Ok(None) };
-        let socket = UnixDatagram::unbound()?;
-        match path.strip_prefix('@') {
-            Some(name) => {
-                use std::os::linux::net::SocketAddrExt;
-                socket.connect_addr(&std::os::unix::net::SocketAddr::from_abstract_name(name)?)?;
-            }
-            None => socket.connect(&path)?,
-        }
-        let mut kept = Kept { fds: Vec::new(), signal: libc::SIGKILL };
+        let Some(Notify(socket)) = Notify::systemd()? else { return Ok(None) };
+        let mut kept = Kept { signal: libc::SIGKILL, ..Kept::default() };
         if variable("LISTEN_PID").is_some_and(|pid| pid == std::process::id().to_string()) {
             let n = variable("LISTEN_FDS").and_then(|n| n.parse::<i32>().ok()).unwrap_or(0);
             let names = variable("LISTEN_FDNAMES").unwrap_or_default();
@@ -318,6 +339,38 @@ impl Keeper {
         };
     }
 
+    /// Waits until all that was said has been heard: what isn't needed is closed then. Not for ever.
+    pub fn sync(&self) {
+        let synced = match &self.0 {
+            None => return,
+            Some(With::Parent(socket)) => {
+                let _asks = ASKS.lock();
+                say(socket.as_fd(), Word::Sync, None).and_then(|()| {
+                    answers(socket.as_fd(), PollFlags::IN)?;
+                    hear(socket.as_fd()).map(drop)
+                })
+            }
+            // sd_notify_barrier(3): the other end of a pipe is closed when the word was heard.
+            Some(With::Systemd(socket)) => {
+                let pipe = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(io::Error::from);
+                pipe.and_then(|(heard, tells)| {
+                    notify(socket, "BARRIER=1", Some(tells.as_fd()))?;
+                    drop(tells);
+                    answers(heard.as_fd(), PollFlags::HUP)
+                })
+            }
+        };
+        if let Err(e) = synced {
+            tracing::warn!("{} doesn't say that it has closed what isn't needed any more: {e}", self.name());
+        }
+    }
+
+    /// The mount has ended: nothing of it is needed by anybody.
+    pub fn end(&self, locks: impl Iterator<Item = Tag>) {
+        [Tag::Device, Tag::State].into_iter().chain(locks).for_each(|tag| self.release(tag));
+        self.sync();
+    }
+
     /// The mount answers.
     pub fn ready(&self) {
         let _ = match &self.0 {
@@ -331,11 +384,46 @@ impl Keeper {
     pub fn upgrade(&self, executable: BorrowedFd<'_>) -> io::Result<()> {
         match &self.0 {
             Some(With::Parent(socket)) => say(socket.as_fd(), Word::Upgrade, Some(executable)),
-            Some(With::Systemd(_)) => {
-                Err(io::Error::other("systemd starts this mount's daemon: use systemctl restart"))
-            }
+            // It starts what the unit says, and goes back to nothing.
+            Some(With::Systemd(_)) => Ok(()),
             None => Err(io::Error::other("nothing would start the new daemon: mounted with --supervise off")),
         }
+    }
+}
+
+/// One asks at a time.
+static ASKS: Mutex<()> = Mutex::new(());
+
+/// Waits for an answer.
+fn answers(fd: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {
+    match poll(&mut [PollFd::new(&fd, what)], Some(&PATIENCE))? {
+        0 => Err(io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Where systemd hears that a service is ready (sd_notify(3)).
+#[derive(Debug)]
+pub struct Notify(UnixDatagram);
+
+impl Notify {
+    /// The one of this process, if systemd started it and waits for that.
+    pub fn systemd() -> io::Result<Option<Notify>> {
+        let Ok(path) = std::env::var("NOTIFY_SOCKET") else { return Ok(None) };
+        let socket = UnixDatagram::unbound()?;
+        match path.strip_prefix('@') {
+            Some(name) => {
+                use std::os::linux::net::SocketAddrExt;
+                socket.connect_addr(&std::os::unix::net::SocketAddr::from_abstract_name(name)?)?;
+            }
+            None => socket.connect(&path)?,
+        }
+        Ok(Some(Notify(socket)))
+    }
+
+    /// The service is ready. Allocates nothing.
+    pub fn ready(&self) {
+        let _ = notify(&self.0, "READY=1", None);
     }
 }
 
@@ -349,9 +437,8 @@ mod tests {
 
     #[test]
     fn words_and_tags_come_through() {
-        for word in
-            [Word::Keep(7), Word::Drop(u64::MAX), Word::List, Word::End(9), Word::Ready, Word::Upgrade]
-        {
+        let plain = [Word::List, Word::Ready, Word::Upgrade, Word::Former, Word::Sync];
+        for word in [Word::Keep(7), Word::Drop(u64::MAX), Word::End(9)].into_iter().chain(plain) {
             assert_eq!(Word::parse(word.bytes()), Some(word));
         }
         assert_eq!(Word::parse([9; 16]), None);

@@ -14,18 +14,24 @@
 
 use std::sync::Arc;
 
+mod alone;
 mod clients;
+mod door;
+mod handover;
 mod keeper;
 mod lifeline;
 mod parent;
 mod state;
+mod twice;
 mod work;
 
 pub use clients::{BufferRecord, RECORD_ROOM, TokenRecord};
-pub use keeper::{Keeper, Kept, Tag};
+pub use door::Door;
+pub use handover::{Handover, HandoverOutcome};
+pub use keeper::{HANDED_OVER, Keeper, Kept, Notify, Tag};
 pub use lifeline::Lifeline;
 pub use parent::{Start, supervise};
-pub use state::{HandleRecord, NodeRecord, State, StateError, name_hash, place_hash};
+pub use state::{HandleRecord, NodeRecord, STATE_VERSION, State, StateError, name_hash, place_hash};
 pub use work::{
     Deadly, HandedOver, Intent, Outcome, Path, Work, hand_over, is_done, is_sent_again, unique, was_begun,
     was_intended,
@@ -42,4 +48,14 @@ pub struct Survival {
     pub work: Arc<Work>,
     /// Whether anything of daemons before is still under way.
     pub lifeline: Arc<Lifeline>,
+}
+
+impl Survival {
+    /// How deep the kernel was told to stack at the mount's start, which is as `now` says if it's now.
+    pub fn stack_depth(&self, now: impl FnOnce() -> u32) -> u32 {
+        match &self.state {
+            Some(state) => state.stack_depth(now),
+            None => now(),
+        }
+    }
 }

@@ -17,7 +17,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use super::keeper::{SOCKET_FD, Tag, Word, hear, say};
+use super::keeper::{Notify, SOCKET_FD, Tag, Word, hear, say};
 
 /// Descriptors that are kept at most: files without a name that are open, clients' buffers.
 const KEPT: usize = 65536;
@@ -39,17 +39,22 @@ pub struct Start {
     pub environment: Vec<CString>,
     /// Where the first one says how it went; closed here when it has.
     pub ready: Option<OwnedFd>,
+    /// Who else is told that the mount is there: systemd, which knows this process.
+    pub notify: Option<Notify>,
 }
 
 struct Parent {
     executable: OwnedFd,
     /// The one before an upgrade, until the new one has come up.
     former: Option<OwnedFd>,
+    /// The new one didn't.
+    fell_back: bool,
     words: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
     kept: Vec<(u64, OwnedFd)>,
     daemon: Option<Daemon>,
     ready: Option<OwnedFd>,
+    notify: Option<Notify>,
     /// Whether any has come up.
     was_up: bool,
     /// Starts in a row that didn't.
@@ -72,18 +77,20 @@ struct Daemon {
 ///
 /// Fails where not even the first could be started.
 pub fn supervise(start: Start) -> io::Result<u8> {
-    let Start { executable, words, environment, ready } = start;
+    let Start { executable, words, environment, ready, notify } = start;
     let pointers = |strings: &[CString]| {
         strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
     };
     let mut parent = Parent {
         executable,
         former: None,
+        fell_back: false,
         words: pointers(&words),
         environment: pointers(&environment),
         kept: Vec::with_capacity(KEPT),
         daemon: None,
         ready,
+        notify,
         was_up: false,
         failed: 0,
         delay: Duration::ZERO,
@@ -208,8 +215,9 @@ impl Parent {
             Ok(WaitStatus::Exited(_, status)) => {
                 // What it said last.
                 self.listen();
-                let was_up = self.was_up;
-                if status == 0 || !was_up {
+                // A new executable that ends before it's up, with whatever status, isn't the mount's end.
+                let is_new = self.former.is_some() && self.daemon.as_ref().is_some_and(|daemon| !daemon.up);
+                if (status == 0 && !is_new) || !self.was_up {
                     return Some(status as u8);
                 }
                 0
@@ -244,6 +252,7 @@ impl Parent {
         if let Some(former) = self.former.take() {
             // The new executable is no good.
             self.executable = former;
+            self.fell_back = true;
             return;
         }
         self.failed += 1;
@@ -273,6 +282,9 @@ impl Parent {
                     for (tag, fd) in &self.kept {
                         let _ = say(daemon.socket.as_fd(), Word::Keep(*tag), Some(fd.as_fd()));
                     }
+                    if self.fell_back {
+                        let _ = say(daemon.socket.as_fd(), Word::Former, None);
+                    }
                     let _ = say(daemon.socket.as_fd(), Word::End(self.signal as u64), None);
                 }
                 Ok(Some((Word::Ready, _))) => {
@@ -280,8 +292,10 @@ impl Parent {
                     self.came_up();
                 }
                 Ok(Some((Word::Upgrade, Some(executable)))) => {
+                    self.fell_back = false;
                     self.former = Some(std::mem::replace(&mut self.executable, executable));
                 }
+                Ok(Some((Word::Sync, _))) => drop(say(daemon.socket.as_fd(), Word::Sync, None)),
                 Ok(Some(_)) | Err(_) => {}
                 Ok(None) => return,
             }
@@ -291,7 +305,10 @@ impl Parent {
     fn came_up(&mut self) {
         self.was_up = true;
         self.failed = 0;
-        self.former = None;
+        (self.former, self.fell_back) = (None, false);
+        if let Some(notify) = self.notify.take() {
+            notify.ready();
+        }
         if let (Some(signal), Some(daemon)) = (self.pending.take(), &self.daemon) {
             let _ = kill(daemon.pid, signal);
         }

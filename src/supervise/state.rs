@@ -1,6 +1,6 @@
 //! The state: shared memory (a memfd) with what the kernel holds the daemon to: the negotiated INIT, merged
-//! directories' numbers, backing ids of open inodes, open handles, requests at work; and what clients of the
-//! ioctl fast path hold it to (`clients`).
+//! directories' numbers, backing ids of open inodes, open handles, requests at work; the set of backings; and what
+//! clients of the ioctl fast path hold it to (`clients`).
 //!
 //! What always holds: a record is complete before the word that makes it count is stored, and that word is
 //! cleared before anything else of the record changes; so a reader that comes after a crash at any point
@@ -17,9 +17,21 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::clients::{BUFFERS, BufferSlot, TOKENS, TokenSlot};
+use super::twice::Twice;
 
-/// Told apart from any other file. The last byte is the layout's version: a daemon takes over its own alone.
-const MAGIC: u64 = u64::from_le_bytes(*b"kvfsSTA\x02");
+/// The version of all that daemons hand to each other. A daemon takes over its own alone, so it goes up with any
+/// change of [`Layout`], of what is kept in it (`Intent`, `SetRecord`, the fast path's `Registration`), of the meaning of a
+/// [`Tag`](super::Tag), or of what is said to the parent (`Word`), which stays what it was when the mount was
+/// started.
+pub const STATE_VERSION: u8 = 3;
+
+/// Told apart from any other file.
+const MAGIC: u64 = u64::from_le_bytes([b'k', b'v', b'f', b's', b'S', b'T', b'A', STATE_VERSION]);
+
+/// 64-bit words that the set of backings may take: 64 of the longest paths, and twice that.
+const SET_WORDS: usize = 64 << 10;
+/// And what is known of the last upgrade.
+const HANDOVER_WORDS: usize = 2 << 10;
 
 /// A request of INIT, and its answer, at most (`FUSE_MIN_READ_BUFFER` would allow 8192).
 const INIT_ROOM: usize = 512;
@@ -66,8 +78,12 @@ pub(super) struct Header {
     pub(super) session: AtomicU64,
     init_len: AtomicU32,
     answer_len: AtomicU32,
+    /// 0: not agreed on yet.
+    stack_depth: AtomicU32,
     init: [AtomicU64; INIT_ROOM / 8],
     answer: [AtomicU64; INIT_ROOM / 8],
+    set: Twice<SET_WORDS>,
+    handover: Twice<HANDOVER_WORDS>,
 }
 
 /// A request at work. `unique` is the word that counts.
@@ -309,9 +325,40 @@ impl State {
             .then(|| (load(&header.init, len), load(&header.answer, answer)))
     }
 
+    /// How deep the kernel was told to stack: as `now` says, if it hasn't been.
+    pub(super) fn stack_depth(&self, now: impl FnOnce() -> u32) -> u32 {
+        let header = self.header();
+        if header.stack_depth.load(Relaxed) == 0 {
+            header.stack_depth.store(now(), Relaxed);
+        }
+        header.stack_depth.load(Relaxed)
+    }
+
     /// The mount's device number.
     pub fn device(&self) -> (u32, u32) {
         (self.header().device_major.load(Relaxed), self.header().device_minor.load(Relaxed))
+    }
+
+    // ---- the set of backings, and upgrades ----
+
+    /// Keeps the set of backings as it is from now on. Writers are one at a time. False if there's no room for it.
+    pub(crate) fn keep_set(&self, set: &[u8]) -> bool {
+        self.header().set.put(set)
+    }
+
+    /// The set of backings.
+    pub(crate) fn set(&self) -> Option<Vec<u8>> {
+        self.header().set.get()
+    }
+
+    /// Keeps what is known of an upgrade. Writers are one at a time. False if there's no room for it.
+    pub(super) fn keep_handover(&self, handover: &[u8]) -> bool {
+        self.header().handover.put(handover)
+    }
+
+    /// What is known of the last upgrade.
+    pub(super) fn handover(&self) -> Option<Vec<u8>> {
+        self.header().handover.get()
     }
 
     // ---- handles ----
@@ -522,7 +569,10 @@ mod tests {
         assert_eq!(state.dirs(), [(0, name_hash(b"d"), 7, 0), (0, name_hash(b"f"), 8, 1)]);
         assert_eq!(state.next_dir(), 9);
         state.drop_dir(0);
-        assert_eq!(again(state).dirs(), [(0, name_hash(b"f"), 8, 1)]);
+        assert!(state.set().is_none() && state.keep_set(b"a set"));
+        let state = again(state);
+        assert_eq!(state.dirs(), [(0, name_hash(b"f"), 8, 1)]);
+        assert_eq!(state.set().as_deref(), Some(&b"a set"[..]));
     }
 
     #[test]

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::alone::Alone;
+use super::door::Door;
 #[cfg(test)]
 use super::state::WORK_RECORDS;
 use super::state::{State, WORK_ROOM, WorkRecord, load, store};
@@ -103,9 +105,13 @@ pub struct Work {
     crashed: bool,
     /// Those of the daemons before, by number.
     known: Mutex<HashMap<u64, Known>>,
+    /// Of those, requests over which one has died, by whichever's fault.
+    suspects: Alone,
     /// Requests since then that aren't sent again; beyond `MANY` nobody counts.
     new: AtomicUsize,
     since: Instant,
+    /// What they come in by.
+    pub door: Door,
 }
 
 /// What a thread is doing.
@@ -170,7 +176,8 @@ impl Work {
     /// Kept in this state; of none, nothing is kept. `crashed`: the daemon before ended by a fault of its own.
     pub fn new(state: Option<Arc<State>>, crashed: bool) -> Work {
         let new = AtomicUsize::new(MANY + 1);
-        Work { state, crashed, known: Mutex::default(), new, since: Instant::now() }
+        let (known, suspects, door) = Default::default();
+        Work { state, crashed, known, suspects, new, since: Instant::now(), door }
     }
 
     /// Looks at what the daemons before were doing: each intent is given to `settle`, which looks at the disk.
@@ -233,14 +240,20 @@ impl Work {
 
     /// A request has come: what this thread does from now on is for it, and what it did before was answered.
     pub fn begin(&self, unique: u64, op: u32) -> Result<(), Deadly> {
+        self.door.pass();
         let Some(state) = &self.state else { return Ok(()) };
         let plain = unique & !RESENT;
         if unique & RESENT == 0 {
             self.age(state);
         }
         let known = if unique & RESENT == 0 { None } else { self.known.lock().remove(&plain) };
+        self.suspects.leave(self::unique());
+        CURRENT.with_borrow_mut(Current::answered);
+        if known.is_some_and(|known| (1..DEADLY).contains(&known.deaths)) {
+            // Not at work yet: if the daemon dies meanwhile, it's over another.
+            self.suspects.enter(plain);
+        }
         CURRENT.with_borrow_mut(|current| {
-            current.answered();
             if current.own.as_ref().is_none_or(|(of, _)| !Arc::ptr_eq(of, state)) {
                 *current = Current::default();
                 current.own = state.work.lock().pop().map(|at| (state.clone(), at));
@@ -264,6 +277,13 @@ impl Work {
         match known {
             Some(known) if known.deaths >= DEADLY => Err(Deadly(known.deaths)),
             _ => Ok(()),
+        }
+    }
+
+    /// The request that this thread is at was served, or handed on.
+    pub fn served(&self) {
+        if self.state.is_some() {
+            self.suspects.leave(unique());
         }
     }
 }
@@ -411,6 +431,35 @@ mod tests {
             work.take_over(|_| Outcome::Open);
             let unique = if deaths == 0 { 2 } else { 2 | RESENT };
             assert_eq!(work.begin(unique, 1).is_err(), deaths == 3, "after {deaths}");
+            die();
+            state = after(&state);
+        }
+    }
+
+    #[test]
+    fn who_was_merely_there_is_not_taken_for_it() {
+        let mut state = Arc::new(State::create().unwrap());
+        let (deadly, innocent) = (2, 4);
+        for deaths in 0..4 {
+            let mut work = Work::new(Some(state.clone()), true);
+            work.suspects.patience = Duration::from_secs(1000);
+            work.take_over(|_| Outcome::Open);
+            let work = Arc::new(work);
+            let again = if deaths == 0 { 0 } else { RESENT };
+            assert_eq!(work.begin(deadly | again, 1).is_err(), deaths == 3, "after {deaths}");
+            // It comes while the other is served.
+            let beside = work.clone();
+            let other = std::thread::spawn(move || {
+                let begun = beside.begin(innocent | again, 1);
+                std::mem::forget(CURRENT.take());
+                begun.is_ok()
+            });
+            if deaths == 0 {
+                assert!(other.join().unwrap());
+            } else if deaths == 3 {
+                work.served();
+                assert!(other.join().unwrap(), "it was never at work when another died");
+            }
             die();
             state = after(&state);
         }

@@ -1,6 +1,6 @@
 //! The fixture: the real `kvfs` daemon serving a real mount, started, proved and taken away again.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -51,6 +51,9 @@ pub(crate) struct Builder {
     args: Vec<OsString>,
     env: Vec<(String, OsString)>,
     uid: Option<u32>,
+    /// What starts the daemon, if it isn't the test.
+    under: Vec<OsString>,
+    binary: PathBuf,
 }
 
 impl Builder {
@@ -63,7 +66,21 @@ impl Builder {
             args: Vec::new(),
             env: Vec::new(),
             uid: None,
+            under: Vec::new(),
+            binary: BINARY.into(),
         }
+    }
+
+    /// Started by another program, whose words the command is appended to. Its only child is the daemon.
+    pub(crate) fn under(mut self, words: impl IntoIterator<Item = OsString>) -> Builder {
+        self.under = words.into_iter().collect();
+        self
+    }
+
+    /// Another executable than the one that is tested.
+    pub(crate) fn binary(mut self, path: &Path) -> Builder {
+        self.binary = path.to_owned();
+        self
     }
 
     pub(crate) fn at(mut self, point: PathBuf) -> Builder {
@@ -99,7 +116,7 @@ impl Builder {
         self
     }
 
-    fn command(&self, log: &Path) -> Command {
+    pub(crate) fn command(&self, log: &Path) -> Command {
         let mut backings = OsString::new();
         for (i, b) in self.backings.iter().enumerate() {
             if i > 0 {
@@ -107,8 +124,10 @@ impl Builder {
             }
             backings.push(b);
         }
-        let mut command = Command::new(BINARY);
-        command.arg("mount").arg(&self.point).arg("--backing").arg(backings).arg("-f");
+        let words: Vec<&OsStr> =
+            self.under.iter().map(|word| &**word).chain([self.binary.as_ref()]).collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg("mount").arg(&self.point).arg("--backing").arg(backings).arg("-f");
         command.args(["--passthrough", self.passthrough.word()]).arg("--log").arg(log).args(&self.args);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         if let Some(uid) = self.uid {

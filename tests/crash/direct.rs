@@ -430,7 +430,7 @@ impl Transfers {
         let client = Client::open(mount.point()).unwrap();
         let buffer = HostBuffer::new(FILES * SIZE, Pages::Ordinary).unwrap();
         let registered = vec![client.register(&buffer, Access::Both).unwrap()];
-        sys::mkdir(mount.path(name), 0o755).unwrap();
+        std::fs::create_dir_all(mount.path(name)).unwrap();
         let path = |n| mount.path(name).join(ranked(n, n));
         let files = (0..FILES).map(|n| (File::create(path(n)).unwrap(), 0)).collect();
         Transfers { client, buffer, registered, files, step: 0 }

@@ -2,213 +2,28 @@
 //!
 //! KVFS_TEST_KILLS says how many are killed in each mode (100); KVFS_TEST_SEED repeats a run.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use super::direct::Transfers;
 use super::kill;
-use crate::common::{Lab, Mount, Passthrough, pattern, ranked, sys};
+use super::load::{Dice, finished, number, under_load};
+use crate::common::{Lab, Mount, Passthrough};
 
-const CLIENTS: usize = 4;
-/// Clients of the ioctl fast path beside them.
-const MOVERS: usize = 2;
-const SIZES: [usize; 4] = [0, 1000, 70_000, 1 << 20];
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
-}
-
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % n
-    }
-}
-
-/// A file that has to be there, and with what in it.
-struct Owned {
-    path: PathBuf,
-    seed: u64,
-    size: usize,
-}
-
-impl Owned {
-    fn check(&self, story: &str) {
-        let data =
-            std::fs::read(&self.path).unwrap_or_else(|e| panic!("{story}: {}: {e}", self.path.display()));
-        assert!(data == pattern(self.seed, self.size), "{story}: {} has other bytes", self.path.display());
-    }
-}
-
-struct Client {
-    dir: PathBuf,
-    dice: Dice,
-    files: Vec<Owned>,
-    made: u64,
-}
-
-impl Client {
-    fn name(&mut self) -> PathBuf {
-        self.made += 1;
-        self.dir.join(ranked(self.dice.below(4), self.made as usize))
-    }
-
-    fn write(&mut self, path: &Path) -> Owned {
-        let (seed, size) = (self.made, SIZES[self.dice.below(SIZES.len())]);
-        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
-        let fd = sys::open(path, flags, 0o644).unwrap_or_else(|e| panic!("create {}: {e}", path.display()));
-        let data = pattern(seed, size);
-        assert_eq!(sys::write(&fd, &data), Ok(size), "write");
-        assert_eq!(sys::fsync(&fd), Ok(()), "fsync");
-        assert_eq!(sys::fstat(&fd).unwrap().st_size as usize, size, "size");
-        Owned { path: path.to_owned(), seed, size }
-    }
-
-    fn step(&mut self) {
-        let some = if self.files.is_empty() { 0 } else { self.dice.below(self.files.len()) };
-        match self.dice.below(12) {
-            0..=2 => {
-                let path = self.name();
-                let owned = self.write(&path);
-                self.files.push(owned);
-            }
-            _ if self.files.is_empty() => {}
-            3 | 4 => self.files[some].check("read"),
-            5 => {
-                let to = self.name();
-                sys::rename(&self.files[some].path, &to).unwrap_or_else(|e| panic!("rename: {e}"));
-                assert!(sys::stat(&self.files[some].path).is_err(), "the old name is gone");
-                self.files[some].path = to;
-            }
-            6 => {
-                // Over another of the same client.
-                let gone = self.files.swap_remove(some);
-                let path = gone.path.clone();
-                let new = self.name();
-                let owned = self.write(&new);
-                sys::rename(&new, &path).unwrap_or_else(|e| panic!("rename over: {e}"));
-                self.files.push(Owned { path, ..owned });
-            }
-            7 => {
-                let gone = self.files.swap_remove(some);
-                sys::unlink(&gone.path).unwrap_or_else(|e| panic!("unlink: {e}"));
-                assert!(sys::stat(&gone.path).is_err());
-            }
-            8 => {
-                let mut names: Vec<_> =
-                    std::fs::read_dir(&self.dir).unwrap().map(|e| e.expect("readdir").path()).collect();
-                names.sort();
-                let mut mine: Vec<_> = self.files.iter().map(|f| f.path.clone()).collect();
-                mine.sort();
-                assert_eq!(names, mine, "readdir");
-            }
-            9 => {
-                let file = &self.files[some];
-                if file.size > 0 {
-                    let fd = sys::open(&file.path, libc::O_RDWR, 0).expect("open");
-                    let map = sys::Map::new(&fd, file.size, libc::PROT_READ, libc::MAP_SHARED).expect("mmap");
-                    drop(fd);
-                    assert!(map.get(0, file.size) == pattern(file.seed, file.size), "mapped");
-                }
-            }
-            10 => {
-                let dir = self.dir.with_extension(format!("d{}", self.made));
-                self.made += 1;
-                sys::mkdir(&dir, 0o755).unwrap_or_else(|e| panic!("mkdir: {e}"));
-                sys::symlink("x", dir.join("s")).unwrap_or_else(|e| panic!("symlink: {e}"));
-                let moved = dir.with_extension(format!("m{}", self.made));
-                sys::rename(&dir, &moved).unwrap_or_else(|e| panic!("rename of a directory: {e}"));
-                sys::unlink(moved.join("s")).unwrap_or_else(|e| panic!("unlink of a link: {e}"));
-                sys::rmdir(&moved).unwrap_or_else(|e| panic!("rmdir: {e}"));
-            }
-            _ => {
-                let file = &mut self.files[some];
-                let link = file.path.with_extension(format!("link{}", self.made));
-                self.made += 1;
-                sys::link(&file.path, &link).unwrap_or_else(|e| panic!("link: {e}"));
-                sys::unlink(&file.path).unwrap_or_else(|e| panic!("unlink of one name: {e}"));
-                file.path = link;
-            }
-        }
-        if self.files.len() > 200 {
-            let gone = self.files.swap_remove(0);
-            sys::unlink(&gone.path).expect("unlink");
-        }
-    }
-}
-
-fn storm(mode: Passthrough) {
-    let lab = Lab::new();
-    let mount = lab.mount(&lab.dirs(4)).passthrough(mode).supervised().start();
-    let (kills, seed) = (number("KVFS_TEST_KILLS", 100), number("KVFS_TEST_SEED", std::process::id().into()));
-    println!("KVFS_TEST_SEED={seed} repeats the random choices of this run");
-    let over = AtomicBool::new(false);
+/// Kills daemons under a load, and says how long it took until others answered.
+pub(crate) fn kills_under_load(mount: &Mount, kills: u64) {
     let mut pauses = Vec::new();
-    let (clients, moved) = std::thread::scope(|scope| {
-        let transfers: Vec<_> = (0..MOVERS)
-            .map(|n| {
-                let (mount, over) = (&mount, &over);
-                scope.spawn(move || {
-                    let mut transfers = Transfers::new(mount, &format!("transfers{n}"));
-                    let mut steps = 0u64;
-                    while !over.load(Relaxed) {
-                        transfers.step();
-                        steps += 1;
-                    }
-                    steps
-                })
-            })
-            .collect();
-        let running: Vec<_> = (0..CLIENTS)
-            .map(|n| {
-                let dir = mount.path(format!("client{n}"));
-                sys::mkdir(&dir, 0o755).unwrap();
-                let over = &over;
-                scope.spawn(move || {
-                    let dice = Dice(seed.wrapping_add(n as u64));
-                    let mut client = Client { dir, dice, files: Vec::new(), made: 0 };
-                    let (mut steps, mut longest) = (0u64, Duration::ZERO);
-                    while !over.load(Relaxed) {
-                        let begun = Instant::now();
-                        client.step();
-                        longest = longest.max(begun.elapsed());
-                        steps += 1;
-                    }
-                    (client, steps, longest)
-                })
-            })
-            .collect();
+    let steps = under_load(mount, |seed, going| {
         let mut dice = Dice(seed);
         for _ in 0..kills {
             // A random moment of the work, not an event to be waited for.
             std::thread::sleep(Duration::from_micros(dice.below(60_000) as u64));
-            if running.iter().any(|client| client.is_finished())
-                || transfers.iter().any(|client| client.is_finished())
-            {
+            if !going() {
                 break;
             }
             let begun = Instant::now();
-            kill(&mount);
+            kill(mount);
             pauses.push(begun.elapsed());
         }
-        over.store(true, Relaxed);
-        let moved: Vec<_> = transfers.into_iter().map(|client| client.join()).collect();
-        (running.into_iter().map(|client| client.join()).collect::<Vec<_>>(), moved)
     });
-    for client in moved {
-        let steps = client.unwrap_or_else(|_| panic!("a client of the ioctls failed:\n{}", mount.story()));
-        println!("{steps} steps by ioctls");
-    }
-    let mut steps = 0;
-    for client in clients {
-        let (client, did, longest) = client.unwrap_or_else(|_| panic!("a client failed:\n{}", mount.story()));
-        client.files.iter().for_each(|file| file.check("at the end"));
-        steps += did;
-        println!("{did} steps, the longest {} ms", longest.as_millis());
-    }
     pauses.sort();
     println!(
         "{} kills, {steps} steps; until another daemon answered: {} ms at the median, {} at most",
@@ -216,37 +31,14 @@ fn storm(mode: Passthrough) {
         pauses[pauses.len() / 2].as_millis(),
         pauses[pauses.len() - 1].as_millis()
     );
-    assert_eq!(mount.status()["open_files"], 0, "no handle is left over");
-    assert_eq!(mount.status()["direct"]["buffers"], 0, "no buffer is left over");
     assert_eq!(mount.status()["index"]["shadows"], 0, "no file is there twice");
+}
+
+fn storm(mode: Passthrough) {
+    let lab = Lab::new();
+    let mount = lab.mount(&lab.dirs(4)).passthrough(mode).supervised().start();
+    kills_under_load(&mount, number("KVFS_TEST_KILLS", 100));
     finished(mount);
-}
-
-/// What is in the mount is on the backings, once.
-fn finished(mount: Mount) {
-    let shown = walk(mount.point());
-    let backings = mount.backings().to_vec();
-    mount.stop();
-    let mut there: Vec<PathBuf> = backings.iter().flat_map(|backing| walk(backing)).collect();
-    there.retain(|path| !path.to_string_lossy().contains(".kvfs"));
-    there.sort();
-    assert_eq!(there, shown);
-}
-
-fn walk(root: &Path) -> Vec<PathBuf> {
-    let (mut found, mut todo) = (Vec::new(), vec![root.to_owned()]);
-    while let Some(dir) = todo.pop() {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if sys::lstat(&path).unwrap().st_mode & libc::S_IFMT == libc::S_IFDIR {
-                todo.push(path);
-            } else {
-                found.push(path.strip_prefix(root).unwrap().to_owned());
-            }
-        }
-    }
-    found.sort();
-    found
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
-use super::{LEN, Load, Server, check, flush, kill_device, put, read_errno, unmount};
+use super::{LEN, Load, Server, attached_again, check, flush, kill_device, put, read_errno, unmount};
 use crate::common::lab::names;
 use crate::common::{Errno, FsKind, kvfs, pattern, sys};
 
@@ -107,8 +107,7 @@ fn it_comes_back_by_itself() {
     kill_device(&server.volumes[2]);
     assert_eq!(read_errno(&server.kept(2, 1)), Some(libc::EIO));
     server.until(2, "failed");
-    unmount(&server, &server.volumes[2]);
-    server.attach(2, &server.volumes[2]);
+    attached_again(&server, 2);
     server.until(2, "rw");
     (0..3).for_each(|rank| check(&server.kept(rank, 1), rank as u64 * 10 + 1, LEN));
 }
@@ -126,8 +125,7 @@ fn what_is_open_fails_until_it_is_closed() {
     let failed = server.until(1, "failed");
     assert_eq!(failed["health"]["open_files"], 1);
     drop(open);
-    unmount(&server, &server.volumes[1]);
-    server.attach(1, &server.volumes[1]);
+    attached_again(&server, 1);
     server.until(1, "rw");
     check(&server.kept(1, 0), 10, LEN);
 }

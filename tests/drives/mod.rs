@@ -6,6 +6,7 @@ mod frozen;
 mod full;
 mod gone;
 mod hung;
+mod killed;
 mod load;
 mod missing;
 mod readonly;
@@ -165,6 +166,13 @@ fn kill_device(path: &Path) {
     // SAFETY: XFS_IOC_GOINGDOWN (ext4 has the same) reads one u32, which outlives the call.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), 0x8004_587d, &mut how) };
     assert_eq!(done, 0, "shut the file system down: {}", crate::common::Errno::last());
+}
+
+/// A drive that failed is mounted anew at its place.
+#[track_caller]
+fn attached_again(server: &Server, rank: usize) {
+    unmount(server, &server.volumes[rank]);
+    server.attach(rank, &server.volumes[rank]);
 }
 
 /// Unmounts as soon as nobody uses it.

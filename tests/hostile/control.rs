@@ -77,7 +77,8 @@ fn what_is_no_question_is_refused() {
         matches!((&mut &**stream).read(&mut [0]), Ok(0))
     });
     assert!(hung_up.count() >= 100 - 17);
-    assert!(count(&mount, "task") <= threads + 17);
+    // Not one each; a few begin with the mount and may be late.
+    assert!(count(&mount, "task") <= threads + 17 + 25);
     drop(held);
     super::limits::until(&mount, "it answers again", |s| s["pid"] == mount.pid());
 }

@@ -41,10 +41,10 @@ pub(super) fn add(context: &Context, job: &Job, backing: Backing, made: Made) ->
     let passthrough = backing.passthrough().clone();
     job.note("reading it");
     let brought = fs.join(backing).map_err(|e| format!("{} can't join: {e}", path.display()))?;
-    fs.set_has_changed();
     made.keep();
     fs.remove_leftovers(&brought.leftovers);
     fs.told(TOLD);
+    fs.record_joined(slot);
     for problem in brought.problems.iter().take(20) {
         tracing::warn!("backing {}: skipped {problem}", path.display());
     }
@@ -95,9 +95,9 @@ pub(super) fn remove(context: &Context, slot: Slot, force: bool) -> Ended {
         Errno::BUSY => format!("{} has got a file meanwhile; drain it again", path.display()),
         _ => format!("{} can't be removed: {e}", path.display()),
     })?;
-    fs.set_has_changed();
     context.direct.backing_left(slot);
     fs.told(TOLD);
+    fs.record_left(slot);
     let closed = parted.backing.is_none_or(|backing| closes(backing, &path));
     let mut note = format!("{} is no longer part of the mount", path.display());
     if parted.files > 0 {

@@ -20,7 +20,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::Drives;
-use crate::backing::{Backing, Defaults, SavedJob, State, remember_members};
+use crate::backing::{Backing, Defaults, Drain, SavedJob, State, remember_members};
 use crate::direct::Direct;
 use crate::fs::Fs;
 use crate::index::Slot;
@@ -98,6 +98,15 @@ impl Jobs {
                 ),
             }
         }
+        let (drains, leaving) = context.fs.unfinished();
+        for (slot, Drain { bandwidth }) in drains {
+            // Its drive couldn't be written, or a daemon died before it was.
+            if !now.waiting.iter().any(|work| matches!(work, Work::Drain { slot: at, .. } if *at == slot)) {
+                now.waiting.push(Work::Drain { slot, bandwidth });
+            }
+        }
+        let going = leaving.into_iter().map(|(slot, force)| Work::Remove { slot, force });
+        now.waiting.splice(0..0, going);
         Arc::new(Jobs { context, drives, now: Mutex::new(now) })
     }
 
@@ -106,6 +115,7 @@ impl Jobs {
         let jobs = self.clone();
         let run = move || {
             let fs = &jobs.context.fs;
+            fs.tell_joined();
             fs.remove_leftovers(&fs.scan_report().leftovers);
             if !jobs.now.lock().waiting.is_empty() {
                 fs.remove_twins(mover::THREADS);
@@ -132,6 +142,14 @@ impl Jobs {
     /// The running job, or the last one.
     pub fn status(&self) -> Option<JobStatus> {
         self.now.lock().job.as_ref().map(|job| job.status())
+    }
+
+    /// The running job, if it's one that can't be stopped to go on later: what it is.
+    pub fn unstoppable(&self) -> Option<String> {
+        let now = self.now.lock();
+        let job = now.job.as_ref().filter(|_| is_running(&now))?;
+        let stops = matches!(job.kind, JobKind::Drain | JobKind::Rebalance);
+        (!stops).then(|| format!("{} {}", job.kind.name(), about(job)))
     }
 
     /// Begins, if nothing else is running.

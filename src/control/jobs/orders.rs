@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::members::Removal;
 use super::{JobKind, JobStatus, Jobs, Work, is_running};
-use crate::backing::{Backing, Health, SavedJob, Spec, State, prepare_one};
+use crate::backing::{Backing, Drain, Health, SavedJob, Spec, State, prepare_one};
 
 /// An order about the set of backings. A backing is named by its path or its slot's number.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -166,6 +166,7 @@ impl Jobs {
                 format!("backing {path}: what is to be done can't be written down there: {e}")
             })?,
         }
+        self.context.fs.record_state(backing.slot, backing.state(), Some(Drain { bandwidth }));
         backing.set_state(State::Draining);
         tracing::info!("draining {}", backing.path.display());
         self.begin_locked(&mut now, Work::Drain { slot: backing.slot, bandwidth })
@@ -256,8 +257,8 @@ impl Jobs {
                 .forget_job()
                 .map_err(|e| format!("backing {path}: its drain can't be taken back there: {e}"))?;
         }
+        self.context.fs.record_state(backing.slot, state, None);
         backing.set_state(state);
-        self.context.fs.set_has_changed();
         tracing::info!("backing {path} is {state}");
         if state == State::ReadWrite && backing.health.get() != Health::Well {
             return self.drives.take_in(backing);

@@ -63,10 +63,13 @@ impl Drop for HostBuffer {
 impl HostEngine {
     /// An engine for so many backings. Fails where the kernel or a container doesn't allow io_uring.
     /// `lifeline` tells a daemon after this one when the last request has ended.
-    pub(crate) fn new(backings: usize, lifeline: Arc<Lifeline>) -> io::Result<HostEngine> {
+    pub(crate) fn new(
+        backings: impl IntoIterator<Item = Slot>,
+        lifeline: Arc<Lifeline>,
+    ) -> io::Result<HostEngine> {
         let started = [const { OnceLock::new() }; MAX_BACKINGS];
         let rings = Rings { started, starting: Mutex::new(()), lifeline };
-        (0..backings).try_for_each(|slot| rings.start(slot))?;
+        backings.into_iter().try_for_each(|slot| rings.start(slot.index()))?;
         Ok(HostEngine { rings: Arc::new(rings) })
     }
 
