@@ -322,6 +322,8 @@ impl Direct {
 
     /// The mount has ended.
     pub fn shutdown(&self) {
+        // Nobody keeps them for a daemon after this one.
+        self.buffers.remove_all(|_| true);
         self.gpus.shutdown();
     }
 

@@ -8,8 +8,19 @@ use super::{Mount, ns, sys};
 /// The daemon that serves now: how many there were so far, and its pid.
 pub(crate) fn daemon(mount: &Mount) -> (u64, u32) {
     let status = mount.status();
+    if status["supervised"]["daemons"] == 1 {
+        up(mount);
+    }
     let pid = status["pid"].as_u64().unwrap() as u32;
     (status["supervised"]["daemons"].as_u64().unwrap(), pid)
+}
+
+/// Waits until the first daemon is ready, as far as its log is the mount's own: one that dies before has no successor.
+fn up(mount: &Mount) {
+    let deadline = Instant::now() + ns::HANG;
+    while std::fs::read_to_string(&mount.log).is_ok_and(|log| !log.contains("mounted at")) {
+        assert!(Instant::now() < deadline, "it isn't ready:\n{}", mount.story());
+    }
 }
 
 /// Kills this process.

@@ -62,12 +62,6 @@ fn drained(mount: &Mount) {
 /// Has no other daemon come as long as `act` takes.
 fn while_dead<T>(mount: &Mount, act: impl FnOnce() -> T) -> T {
     let (before, pid) = daemon(mount);
-    // A first one that wasn't ready has no successor.
-    let ready = || mount.story().contains("mounted at");
-    let until = std::time::Instant::now() + ns::HANG;
-    while !ready() {
-        assert!(std::time::Instant::now() < until, "{}", mount.story());
-    }
     mount.signal(libc::SIGSTOP);
     let dead = sys::pidfd(pid).unwrap();
     sys::signal(&dead, libc::SIGKILL).unwrap();

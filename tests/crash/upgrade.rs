@@ -143,7 +143,7 @@ fn what_cannot_take_over_is_refused_before_anything_happens() {
         (&["--binary", "/bin/true"], &["/bin/true", "doesn't answer as a kvfs"]),
         (&["--binary", "/bin/cat"], &["/bin/cat", "doesn't answer as a kvfs"]),
         (&["--binary", text(&script)], &[text(&script), "doesn't answer as a kvfs"]),
-        (&["--binary", text(&other_state)], &["version 2,", "takes over version 200", "unmount"]),
+        (&["--binary", text(&other_state)], &["is of version", "takes over version 200", "unmount"]),
         (&["--", "--placement", "round-robin"], &["--placement", "hash", "round-robin", "unmount"]),
         (&["--", "--placement", "nowhere"], &["nowhere"]),
         (&["--", "--turbo"], &["--turbo"]),

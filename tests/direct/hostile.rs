@@ -13,7 +13,7 @@ use fuser::{
 };
 
 use super::raw::{Buf, read_op, reg, register, transfer};
-use super::socket;
+use super::sending;
 use crate::common::{Errno, Lab, ns, sys};
 
 /// Answers everything but flushes, which it keeps.
