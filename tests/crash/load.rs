@@ -10,8 +10,8 @@ use super::direct::Transfers;
 use crate::common::{Mount, pattern, ranked, sys};
 
 const CLIENTS: usize = 4;
-/// Clients of the ioctl fast path beside them.
-const MOVERS: usize = 2;
+/// Clients of the ioctl fast path beside them, who keep their files open.
+pub(crate) const MOVERS: usize = 2;
 const SIZES: [usize; 4] = [0, 1000, 70_000, 1 << 20];
 
 pub(crate) fn number(name: &str, default: u64) -> u64 {
@@ -139,15 +139,15 @@ impl Client {
     }
 }
 
-/// Runs clients while `disturb` does what they are not to notice: it's told a seed, and whether all still work.
+/// Runs clients, and so many that move data by ioctls, while `disturb` does what they are not to notice: it's told a seed, and whether all still work.
 /// Then looks at all that they have made. How many steps they made.
 #[track_caller]
-pub(crate) fn under_load(mount: &Mount, disturb: impl FnOnce(u64, &dyn Fn() -> bool)) -> u64 {
+pub(crate) fn under_load(mount: &Mount, movers: usize, disturb: impl FnOnce(u64, &dyn Fn() -> bool)) -> u64 {
     let seed = number("KVFS_TEST_SEED", std::process::id().into());
     println!("KVFS_TEST_SEED={seed} repeats the random choices of this run");
     let over = AtomicBool::new(false);
     let (clients, movers) = std::thread::scope(|scope| {
-        let movers: Vec<_> = (0..MOVERS)
+        let movers: Vec<_> = (0..movers)
             .map(|n| {
                 let over = &over;
                 scope.spawn(move || {
