@@ -8,7 +8,7 @@
 //! kept for its successors, and hangs up when all that is gone.
 //!
 //! What always holds: what is handed to [`Lifeline::after`] runs once, when all the daemons before are gone for good,
-//! or is told after [`PATIENCE`] that they aren't.
+//! or is told after `PATIENCE` that they aren't.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
