@@ -20,7 +20,7 @@ use super::clients::{BUFFERS, BufferSlot, TOKENS, TokenSlot};
 use super::twice::Twice;
 
 /// The version of all that daemons hand to each other. A daemon takes over its own alone, so it goes up with any
-/// change of [`Layout`], of what is kept in it (`Intent`, `SetRecord`, the fast path's `Registration`), of the meaning of a
+/// change of `Layout`, of what is kept in it (`Intent`, `SetRecord`, the fast path's `Registration`), of the meaning of a
 /// [`Tag`](super::Tag), or of what is said to the parent (`Word`), which stays what it was when the mount was
 /// started.
 pub const STATE_VERSION: u8 = 3;
