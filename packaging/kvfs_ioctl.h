@@ -92,7 +92,8 @@ struct kvfs_query {
 	kvfs_s32 numa_node;        /* of the backing; -1 unknown */
 	kvfs_u32 seen_tgid;        /* the caller as the daemon sees it */
 	kvfs_u64 file_token;       /* names this open file in ops issued on another; 0 for a directory */
-	kvfs_u64 session;          /* another number for each mount: buffers and tokens are gone when it changes */
+	kvfs_u64 session;          /* another number for each mount: buffers and tokens are gone when it changes.
+	                              A daemon that takes another's place after a crash has the same */
 	kvfs_u32 gpu_reason;       /* ... and KVFS_WHY_* it isn't a better one */
 	kvfs_u32 host_reason;
 	kvfs_u64 rsvd[4];

@@ -3,12 +3,22 @@
 
 mod common;
 
+#[path = "crash/direct.rs"]
+mod direct;
+#[path = "direct/frozen.rs"]
+mod frozen;
 #[path = "crash/kept.rs"]
 mod kept;
 #[path = "crash/load.rs"]
 mod load;
 #[path = "crash/points.rs"]
 mod points;
+#[allow(dead_code)] // Shared with the tests of the ioctls.
+#[path = "direct/raw.rs"]
+mod raw;
+#[allow(dead_code)]
+#[path = "direct/sending.rs"]
+mod sending;
 #[path = "crash/set.rs"]
 mod set;
 #[path = "crash/storm.rs"]

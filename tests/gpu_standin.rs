@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "gpu/crash.rs"]
+mod crash;
 #[path = "gpu/machine.rs"]
 mod machine;
 #[path = "gpu/mounts.rs"]

@@ -15,7 +15,11 @@ fn unittest(scratch: &Path, variables: &[(&str, &Path)]) -> String {
     let mut command = Command::new("python3");
     command.args(["-B", "-m", "unittest", "discover", "-v", "-s", "tests"]).current_dir(&package);
     command.env("PYTHONPATH", package.join("src")).env("TMPDIR", scratch);
-    command.env_remove("KVFS_TEST_MOUNT").env_remove("KVFS_TEST_LOCATE").envs(variables.iter().copied());
+    command
+        .env_remove("KVFS_TEST_MOUNT")
+        .env_remove("KVFS_TEST_LOCATE")
+        .env_remove("KVFS_TEST_KVFS")
+        .envs(variables.iter().copied());
     let out = command.output().expect("run python3");
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(out.status.success(), "the tests of the Python package failed:\n{said}");
@@ -63,6 +67,24 @@ fn on_a_mount_that_is_sent_descriptors() {
         mount
     });
     assert!(mount.status()["direct"]["counts"]["refused"].as_u64() > Some(0), "no descriptor by its number");
+}
+
+#[test]
+fn on_a_mount_whose_daemon_dies() {
+    // With what clients have kept, and as if there were no room for it.
+    for keep in [true, false] {
+        let lab = Lab::new();
+        let mount = lab.mount(&lab.dirs(2)).supervised().arg("--allow-locate");
+        let mount = if keep { mount } else { mount.env("KVFS_TEST_KEEP_NO_BUFFERS", "1") };
+        let mount = mount.start();
+        let program = Path::new(common::cli::BINARY);
+        let (point, scratch) = (mount.point(), lab.root());
+        let variables =
+            [("KVFS_TEST_MOUNT", point), ("KVFS_TEST_LOCATE", point), ("KVFS_TEST_KVFS", program)];
+        let said = unittest(&scratch, &variables);
+        assert!(said.contains("test_for_a_while"), "{said}");
+        assert!(mount.status()["supervised"]["daemons"].as_u64() > Some(10));
+    }
 }
 
 #[test]

@@ -329,7 +329,8 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     if config.sandbox == SandboxMode::Auto {
         sandbox::drop_capabilities();
     }
-    let (engine, io_engine_why) = io::engine(config.threads.get().min(4)).map_err(Failure::other)?;
+    let (engine, io_engine_why) =
+        io::engine(config.threads.get().min(4), &beginning.survival.lifeline).map_err(Failure::other)?;
     for backing in backings.iter().filter(|b| !b.is_locked() && !b.health.is_out()) {
         tracing::warn!(
             "backing {}: its file system has no locks, so nothing keeps a mount without :shared away from it",
@@ -355,6 +356,8 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         None => Session::start(&fs, &direct, config, survival)?,
     };
     let recovered = fs.recover(session.registry(), beginning.kept.files());
+    let buffers = direct.recover(&mut beginning.kept);
+    survival.lifeline.listen(&survival.keeper).map_err(Failure::other)?;
     tell_scan(&fs);
     fs.set_invalidator(session.invalidator());
     fs.set_data_changed(session.data_changed());
@@ -381,7 +384,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         log: logging::describe(log),
         sandbox,
         io_engine_why,
-        supervised: beginning.status(recovered),
+        supervised: beginning.status(recovered, buffers),
     };
     let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), jobs: jobs.clone(), upgrades, about };
     let control = Server::start(mounted.device, move |question, fd| daemon.answer(question, fd))
@@ -396,11 +399,12 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     unmount_on_signal(signals, mounted.clone());
     match &survival.state {
         Some(state) if state.is_recovered() => tracing::warn!(
-            "daemon {} of {}: took over from one that {}; {} open files go on, {} could not be found again",
+            "daemon {} of {}: took over from one that {}; {} open files and {} buffers go on, {} files could not be found again",
             state.starts(),
             config.mount_point.display(),
             beginning.kept.how(),
             recovered.handles,
+            buffers.buffers,
             recovered.lost
         ),
         _ => tracing::info!("mounted at {}", config.mount_point.display()),
@@ -464,7 +468,7 @@ fn unmount_on_signal(signals: SigSet, mounted: Arc<Mounted>) {
 }
 
 /// As many open files as the system allows: directories and files are kept open.
-fn raise_file_limit() -> u64 {
+pub(super) fn raise_file_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
     #[cfg(feature = "fault-points")]
     if let Some(limit) = std::env::var("KVFS_TEST_FILE_LIMIT").ok().and_then(|n| n.parse().ok()) {

@@ -17,9 +17,10 @@ use super::background::Parent;
 use crate::backing::{Backing, Made, SetRecord, prepare_with, restore};
 use crate::config::MountConfig;
 use crate::control::Supervised;
+use crate::direct::RecoveredBuffers;
 use crate::fs::Recovered;
 use crate::supervise::{
-    Handover, HandoverOutcome, Keeper, Kept, Notify, Start, State, Survival, Tag, Work, supervise,
+    Handover, HandoverOutcome, Keeper, Kept, Lifeline, Notify, Start, State, Survival, Tag, Work, supervise,
 };
 
 /// Our own words to a daemon that a parent starts.
@@ -54,7 +55,7 @@ impl Beginning {
     }
 
     /// What there is to tell of it.
-    pub(super) fn status(&self, recovered: Recovered) -> Supervised {
+    pub(super) fn status(&self, recovered: Recovered, buffers: RecoveredBuffers) -> Supervised {
         let state = self.survival.state.as_ref();
         Supervised {
             by: self.survival.keeper.name().into(),
@@ -62,6 +63,8 @@ impl Beginning {
             last_end: state.filter(|state| state.is_recovered()).map(|_| self.kept.how()),
             files: recovered.handles,
             lost: recovered.lost,
+            buffers: buffers.buffers,
+            lost_buffers: buffers.lost,
         }
     }
 
@@ -124,7 +127,9 @@ impl Beginning {
         };
         let state = Arc::new(state.map_err(Failure::other)?);
         let work = Arc::new(Work::new(Some(state.clone()), kept.crashed()));
-        let survival = Survival { state: Some(state), keeper: Arc::new(keeper), work };
+        let lifeline = Lifeline::new(&keeper, state.starts(), kept.lifelines()).map_err(Failure::other)?;
+        let (keeper, lifeline) = (Arc::new(keeper), Arc::new(lifeline));
+        let survival = Survival { state: Some(state), keeper, work, lifeline };
         Ok(Beginning { survival, kept, device, parent })
     }
 }
@@ -182,6 +187,8 @@ pub(super) fn by_systemd() -> Result<Option<Beginning>, Failure> {
 
 /// Becomes the parent of the daemons that serve the mount. The exit status of the last one.
 pub(super) fn be_parent(ready: Option<OwnedFd>, started_in: Option<PathBuf>) -> Result<u8, Failure> {
+    // What is kept is open here.
+    super::mount::raise_file_limit();
     let executable = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| Failure::other(format!("kvfs's own executable can't be opened: {e}")))?;
     let mut ours: Vec<OsString> = vec!["--supervised".into()];

@@ -3,7 +3,6 @@
 //! What always holds: every transfer has one result, in the order they were added; one that is longer than a
 //! call may be is moved in pieces, and its result is what was moved without a gap from its start.
 
-use std::marker::PhantomData;
 use std::os::fd::AsFd;
 
 use parking_lot::Mutex;
@@ -19,6 +18,9 @@ use crate::direct::abi;
 
 /// Pieces of longer transfers begin at multiples of this, so that direct I/O stays possible.
 const PIECE_ALIGN: u64 = 1 << 20;
+/// How often what a daemon doesn't know is told it again. One after a crash may know neither a buffer nor a file, tells
+/// of one at a time, and may die as well.
+pub(super) const TRIES: usize = 8;
 /// Calls that are made at the same time.
 const AT_ONCE: usize = 4;
 
@@ -26,8 +28,8 @@ const AT_ONCE: usize = 4;
 #[derive(Debug, Default)]
 pub struct Batch<'a> {
     ops: Vec<abi::Op>,
-    /// The files must be open and the buffers registered until it's submitted.
-    uses: PhantomData<(&'a File, &'a Registered)>,
+    /// By op. The files must be open and the buffers registered until it's submitted.
+    uses: Vec<(&'a File, &'a Registered)>,
 }
 
 impl<'a> Batch<'a> {
@@ -59,12 +61,13 @@ impl<'a> Batch<'a> {
     fn add(
         &mut self,
         opcode: u32,
-        file: &File,
+        file: &'a File,
         file_off: u64,
-        buffer: &Registered,
+        buffer: &'a Registered,
         buf_off: u64,
         length: u64,
     ) {
+        self.uses.push((file, buffer));
         let (file, buf_id) = (file.token(), buffer.id());
         self.ops.push(abi::Op { opcode, file, buf_id, buf_off, file_off, length, ..Default::default() });
     }
@@ -77,17 +80,47 @@ impl<'a> Batch<'a> {
             ops: (facts.max_batch_ops as usize).clamp(1, abi::BATCH_MAX),
             bytes: facts.max_io_bytes.max(1),
         };
-        let mut sums = vec![Sum::default(); self.ops.len()];
-        let mut calls = calls(&self.ops, limits);
-        let failed = submit_all(mount, &mut calls);
-        for ((ops, of), failed) in calls.into_iter().zip(failed) {
-            for (op, index) in ops.iter().zip(of) {
-                let result = failed.map_or_else(|| OpError::of(op.result), |errno| Err(OpError::Os(errno)));
-                sums[index].add(op.length, result);
+        let mut results = transfer(mount, &self.ops, limits);
+        for _ in 0..TRIES {
+            let renewed = |at: usize| Some((at, renew(&self.ops[at], self.uses[at], results[at])?));
+            let (again, ops): (Vec<usize>, Vec<abi::Op>) = (0..results.len()).filter_map(renewed).unzip();
+            if again.is_empty() {
+                break;
+            }
+            for (at, result) in again.into_iter().zip(transfer(mount, &ops, limits)) {
+                results[at] = result;
             }
         }
-        sums.into_iter().map(|sum| sum.result).collect()
+        results
     }
+}
+
+/// The transfer anew, if it failed because the mount doesn't know what it names, and does so now.
+fn renew(
+    op: &abi::Op,
+    (file, buffer): (&File, &Registered),
+    result: Result<u64, OpError>,
+) -> Option<abi::Op> {
+    let renewed = match result {
+        Err(OpError::Os(Errno::NOENT)) => buffer.renew(op.buf_id),
+        Err(OpError::Os(Errno::BADF)) => file.token() != op.file || file.renew(op.file),
+        _ => false,
+    };
+    renewed.then(|| abi::Op { file: file.token(), buf_id: buffer.id(), ..*op })
+}
+
+/// Makes transfers, in as many calls as it takes.
+fn transfer(mount: &Mount, ops: &[abi::Op], limits: Limits) -> Vec<Result<u64, OpError>> {
+    let mut sums = vec![Sum::default(); ops.len()];
+    let mut calls = calls(ops, limits);
+    let failed = submit_all(mount, &mut calls);
+    for ((ops, of), failed) in calls.into_iter().zip(failed) {
+        for (op, index) in ops.iter().zip(of) {
+            let result = failed.map_or_else(|| OpError::of(op.result), |errno| Err(OpError::Os(errno)));
+            sums[index].add(op.length, result);
+        }
+    }
+    sums.into_iter().map(|sum| sum.result).collect()
 }
 
 #[derive(Clone, Copy)]

@@ -1,14 +1,17 @@
 //! Open files of a mount.
 //!
 //! What always holds: a [`File`] is an ordinary open file, with the token that names it in transfers issued on
-//! others; the token is good as long as it's open.
+//! others; the token is good as long as it's open. One that a daemon after a crash doesn't know is asked for again
+//! by who uses it.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::*};
 
 use rustix::io::Errno;
 
+use super::batch::TRIES;
 use super::call::call;
 use super::error::{Call, Error, OpError};
 use super::mount::{Facts, query};
@@ -38,7 +41,7 @@ pub struct Located {
 #[derive(Debug)]
 pub struct File {
     file: std::fs::File,
-    token: u64,
+    token: AtomicU64,
 }
 
 impl File {
@@ -60,7 +63,18 @@ impl File {
 
     /// Its name in transfers that are issued on another file.
     pub fn token(&self) -> u64 {
-        self.token
+        self.token.load(Acquire)
+    }
+
+    /// The mount doesn't know `token`, which was the file's: asks for another. False if it's still the same.
+    pub(super) fn renew(&self, token: u64) -> bool {
+        match query(self) {
+            Ok(Facts { token: Some(new), .. }) => {
+                self.token.store(new, Release);
+                new != token
+            }
+            _ => false,
+        }
     }
 
     /// What the mount says of it.
@@ -96,7 +110,17 @@ impl File {
     ) -> Result<u64, Error> {
         let mut op = abi::Op { opcode, buf_id: buffer.id(), buf_off, file_off, length, ..Default::default() };
         call(self, which, &mut op)?;
-        OpError::of(op.result).map_err(|error| Error::Failed { call: which, error })
+        let mut result = OpError::of(op.result);
+        // A daemon after a crash may not know the buffer any more.
+        for _ in 0..TRIES {
+            if result != Err(OpError::Os(Errno::NOENT)) || !buffer.renew(op.buf_id) {
+                break;
+            }
+            op.buf_id = buffer.id();
+            call(self, which, &mut op)?;
+            result = OpError::of(op.result);
+        }
+        result.map_err(|error| Error::Failed { call: which, error })
     }
 
     /// Where it really is, if the mount was made with `--allow-locate`.
@@ -124,7 +148,7 @@ impl TryFrom<std::fs::File> for File {
     fn try_from(file: std::fs::File) -> Result<File, Error> {
         let token = query(&file)?.token;
         let token = token.ok_or(Error::Refused { call: Call::Query, errno: Errno::ISDIR })?;
-        Ok(File { file, token })
+        Ok(File { file, token: AtomicU64::new(token) })
     }
 }
 

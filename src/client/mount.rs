@@ -102,7 +102,7 @@ pub struct Facts {
     pub seen_as: Option<u32>,
     /// The open file in transfers issued on another; `None` for a directory.
     pub token: Option<u64>,
-    /// Another number for each mount: buffers and tokens are gone when it changes.
+    /// Another number for each mount: buffers and tokens are gone when it changes. The same for all daemons of one.
     pub session: u64,
 }
 
@@ -182,10 +182,6 @@ impl Mount {
     /// What it says now.
     pub fn query(&self) -> Result<Facts, Error> {
         query(&*self.dir)
-    }
-
-    pub(super) fn dir(&self) -> &Arc<OwnedFd> {
-        &self.dir
     }
 
     /// Where it's mounted: the topmost directory of its file system.

@@ -90,6 +90,10 @@ pub struct Supervised {
     pub files: usize,
     /// Open files that it couldn't find.
     pub lost: usize,
+    /// Buffers of the ioctl fast path that it took over.
+    pub buffers: usize,
+    /// Buffers that it couldn't have again, those of processes that have ended among them.
+    pub lost_buffers: usize,
 }
 
 /// On or off, and why.

@@ -1,11 +1,11 @@
 //! Registered buffers: whose they are, what may be done with them, and when their memory goes.
 //!
-//! What always holds: an id is random and never 0; only the process that registered a buffer can use or
+//! What always holds: an id is random (56 bits) and never 0; only the process that registered a buffer can use or
 //! drop it; its memory goes after the last op that uses it, never before; a user's buffers stay within the
 //! quota, whatever ends them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -15,6 +15,7 @@ use super::engine::Direction;
 use super::gpu::GpuBuffer;
 use super::host::HostBuffer;
 use super::owner::Owner;
+use super::survival::KeptBuffer;
 
 /// Buffers of all users: a process can have 65530 mappings (vm.max_map_count), and the daemon needs some itself.
 const MOST: u32 = 32768;
@@ -51,6 +52,8 @@ pub(crate) struct Buffer {
     /// Behind the memory: dropped after it.
     _room: Room,
     gone: Gone,
+    /// Behind what tells that it's gone: until that was answered it's to be known.
+    kept: OnceLock<KeptBuffer>,
 }
 
 #[derive(Default)]
@@ -100,7 +103,20 @@ impl Drop for Use {
     }
 }
 
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(kept) = self.kept.get() {
+            kept.ended();
+        }
+    }
+}
+
 impl Buffer {
+    /// It's kept for a daemon after this one.
+    pub(super) fn set_kept(&self, kept: KeptBuffer) {
+        let _ = self.kept.set(kept);
+    }
+
     /// Takes it into use for an op, if the op is within it and allowed.
     pub(crate) fn take(self: &Arc<Buffer>, direction: Direction, off: u64, len: u64) -> Result<Use, Errno> {
         let needed = match direction {
@@ -190,31 +206,66 @@ impl Buffers {
         Ok(Reserved { shared: Some(self.shared.clone()), owner: owner.clone(), length })
     }
 
+    /// Room for a buffer that was there before, whatever its user has by now.
+    pub(super) fn reserve_again(&self, owner: &Arc<Owner>, length: u64) -> Reserved {
+        let mut used = self.shared.used.lock();
+        let (buffers, bytes) = used.entry(owner.uid).or_default();
+        *buffers += 1;
+        *bytes = bytes.saturating_add(length);
+        Reserved { shared: Some(self.shared.clone()), owner: owner.clone(), length }
+    }
+
     /// Enters a buffer, and says its id.
     pub(crate) fn enter(
         &self,
-        mut room: Reserved,
+        room: Reserved,
         file: Option<u64>,
         flags: u32,
         memory: Memory,
     ) -> std::io::Result<Arc<Buffer>> {
         let mut tables = self.tables.lock();
         let id = loop {
-            let id = random()?;
-            if !tables.by_id.contains_key(&id) {
+            // As many bits as what is kept can be told by (`supervise::Tag`).
+            let id = random()? >> 8;
+            if id != 0 && !tables.by_id.contains_key(&id) {
                 break id;
             }
         };
+        Ok(self.enter_as(&mut tables, id, room, file, flags, memory))
+    }
+
+    /// Enters one that was there before under its id.
+    pub(super) fn enter_again(
+        &self,
+        id: u64,
+        room: Reserved,
+        file: Option<u64>,
+        flags: u32,
+        memory: Memory,
+    ) -> Arc<Buffer> {
+        self.enter_as(&mut self.tables.lock(), id, room, file, flags, memory)
+    }
+
+    fn enter_as(
+        &self,
+        tables: &mut Tables,
+        id: u64,
+        mut room: Reserved,
+        file: Option<u64>,
+        flags: u32,
+        memory: Memory,
+    ) -> Arc<Buffer> {
         let (owner, length) = (room.owner.clone(), room.length);
         let table = room.shared.take().unwrap_or_else(|| self.shared.clone());
         let room = Room { table, uid: owner.uid, length };
-        let (state, gone) = (Mutex::default(), Gone::default());
-        let buffer = Arc::new(Buffer { id, owner, file, flags, length, memory, state, _room: room, gone });
+        let (state, gone, kept) = Default::default();
+        let buffer = Buffer { id, owner, file, flags, length, memory, state, _room: room, gone, kept };
+        let buffer = Arc::new(buffer);
         tables.by_id.insert(id, buffer.clone());
         if let Some(file) = file {
             tables.by_file.entry(file).or_default().push(id);
         }
-        Ok(buffer)
+        buffer
     }
 
     /// A buffer, whoever's it is.
@@ -224,11 +275,12 @@ impl Buffers {
 
     /// Drops a buffer: it takes no more ops, and its memory goes when the last has ended. `then` is told
     /// when all of it is gone; or at once, and nothing happens: `NOENT` if it's going already, `BUSY` if ops are
-    /// under way and `wait` is off.
+    /// under way and `wait` is off. `request` is the number of the one that asked for it, if any.
     pub(crate) fn remove(
         &self,
         buffer: Arc<Buffer>,
         wait: bool,
+        request: u64,
         then: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
         let mut state = buffer.state.lock();
@@ -239,6 +291,9 @@ impl Buffers {
         }
         state.closing = true;
         drop(state);
+        if let Some(kept) = buffer.kept.get() {
+            kept.ends(request);
+        }
         buffer.gone.0.lock().push(Box::new(|| then(Ok(()))));
         self.tables.lock().remove(&buffer);
     }
@@ -248,7 +303,7 @@ impl Buffers {
         let gone: Vec<_> = self.tables.lock().by_id.values().filter(|b| which(b)).cloned().collect();
         let count = gone.len();
         for buffer in gone {
-            self.remove(buffer, true, |_| {});
+            self.remove(buffer, true, 0, |_| {});
         }
         count
     }
@@ -261,7 +316,7 @@ impl Buffers {
             ids.iter().filter_map(|id| tables.by_id.get(id)).cloned().collect()
         };
         for buffer in gone {
-            self.remove(buffer, true, |_| {});
+            self.remove(buffer, true, 0, |_| {});
         }
     }
 

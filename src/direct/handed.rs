@@ -40,6 +40,11 @@ impl Handed {
         if is_free { Ok(()) } else { Err(Errno::BUSY) }
     }
 
+    /// The same once more, if there can be one.
+    pub(crate) fn again(&self) -> Option<Handed> {
+        Some(Handed::new(self.try_clone().ok()?, self.uid))
+    }
+
     /// Takes it for what closes it on a thread of its own.
     pub(crate) fn into_inner(mut self) -> Option<OwnedFd> {
         self.fd.take()

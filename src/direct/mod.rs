@@ -21,6 +21,7 @@ mod readahead;
 mod register;
 mod socket;
 mod stats;
+mod survival;
 mod tokens;
 mod transfer;
 
@@ -37,6 +38,7 @@ use crate::backing::Backing;
 use crate::fs::{Caller, Fs};
 use crate::index::{MAX_BACKINGS, NodeId, Slot};
 use crate::shares::Shares;
+use crate::supervise;
 use buffer::{Buffers, Quota};
 use deadline::Deadlines;
 use decode::{Command, decode};
@@ -45,10 +47,12 @@ use host::HostEngine;
 use owner::{Owner, Owners};
 use readahead::Readahead;
 use socket::Sent;
+use survival::Book;
 use tokens::Tokens;
 
 pub(crate) use socket::bind_here as bind_socket;
 pub use stats::{DirectStatus, OpCounts};
+pub use survival::RecoveredBuffers;
 
 /// Calls that may be under way, and registrations of GPU memory.
 const CALLS: usize = 16384;
@@ -116,6 +120,7 @@ pub struct Direct {
     owners: Arc<Owners>,
     buffers: Arc<Buffers>,
     tokens: Arc<Tokens>,
+    book: Arc<Book>,
     deadlines: Arc<Deadlines>,
     readahead: Readahead,
     sent: Arc<Sent>,
@@ -136,6 +141,9 @@ struct Asked {
     /// The length of the argument, and of the answer.
     size: usize,
     reply: Replier,
+    /// The request's number, and whether a daemon before this one has read it.
+    request: u64,
+    again: bool,
 }
 
 impl Asked {
@@ -162,7 +170,8 @@ impl Direct {
     pub fn new(fs: Arc<Fs>, options: DirectOptions) -> io::Result<Arc<Direct>> {
         let quota = Quota { buffers: options.buffers, bytes: options.buffer_bytes };
         let buffers = Arc::new(Buffers::new(quota));
-        let tokens = Arc::new(Tokens::default());
+        let book = Book::of(&fs);
+        let tokens = Arc::new(Tokens::new(book.clone()));
         let sent = Arc::new(Sent::default());
         let owners = Owners::start({
             let (buffers, tokens, sent) = (buffers.clone(), tokens.clone(), sent.clone());
@@ -173,17 +182,20 @@ impl Direct {
                 tracing::debug!("process {} has ended; {dropped} of its buffers are dropped", ended.tgid);
             }
         })?;
-        let gpus = Gpus::new(GpuOptions {
-            enabled: options.enabled && options.gpu,
-            hipfile: options.hipfile,
-            deadline: options.deadline,
-            ..GpuOptions::default()
-        });
+        let gpus = Gpus::new(
+            GpuOptions {
+                enabled: options.enabled && options.gpu,
+                hipfile: options.hipfile,
+                deadline: options.deadline,
+                ..GpuOptions::default()
+            },
+            fs.lifeline.clone(),
+        );
         if options.enabled {
             gpus.probe(fs.backings().iter().map(|b| (b.slot, b.path.clone())).collect());
         }
         Ok(Arc::new(Direct {
-            host: HostEngine::new(fs.backings().iter().map(|b| b.slot))
+            host: HostEngine::new(fs.backings().iter().map(|b| b.slot), fs.lifeline.clone())
                 .map_err(|e| format!("io_uring can't be used: {e}")),
             gpus,
             owners,
@@ -195,7 +207,8 @@ impl Direct {
             counts: Arc::default(),
             calls: Shares::new("calls under way", CALLS),
             registrations: Shares::new("registrations of GPU memory under way", REGISTRATIONS),
-            session: buffer::random()?,
+            session: book.session(buffer::random()?),
+            book,
             numa_nodes: numa_nodes(&fs),
             options,
             fs,
@@ -235,7 +248,8 @@ impl Direct {
             }
             reply(r);
         });
-        let asked = Asked { caller, target, size: data.len(), reply };
+        let (request, again) = (supervise::unique(), supervise::is_sent_again());
+        let asked = Asked { caller, target, size: data.len(), reply, request, again };
         let command = match decode(cmd, data, out) {
             Ok(command) => command,
             Err(errno) => return asked.failed(errno),
@@ -246,6 +260,7 @@ impl Direct {
         let tgid = match (&command, tgid) {
             (Command::Query(query), tgid) => {
                 let answer = self.query(query, &asked, tgid.unwrap_or(0));
+                self.crash_point(&asked, "query after");
                 return asked.answer(answer.map(|q| q.as_bytes().to_vec()));
             }
             (_, None) => return asked.failed(Errno::PERM),
@@ -307,7 +322,20 @@ impl Direct {
 
     /// The mount has ended.
     pub fn shutdown(&self) {
+        // Nobody keeps them for a daemon after this one.
+        self.buffers.remove_all(|_| true);
         self.gpus.shutdown();
+    }
+
+    /// Dies here if a test asks for it, by the name of the file that an ioctl is made on; once for each.
+    fn crash_point(&self, asked: &Asked, point: &str) {
+        if cfg!(feature = "fault-points")
+            && let Target::File(fh) = asked.target
+            && let Ok(path) = self.fs.pin(fh).and_then(|file| file.backing_path())
+            && (!asked.again || path.ends_with(b"@deadly@"))
+        {
+            crate::fs::crash_point(point, &path);
+        }
     }
 
     /// A handle is about to be released: what was bound to it goes.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -25,13 +25,28 @@ pub(crate) struct Owner {
     /// The user it acted for when it came first.
     pub(crate) uid: u32,
     pidfd: OwnedFd,
+    incarnation: OnceLock<u64>,
     _share: Share,
 }
+
+/// `PID_FS_MAGIC` (include/uapi/linux/magic.h).
+const PIDFS_MAGIC: u64 = 0x5049_4446;
 
 impl Owner {
     fn open(tgid: u32, uid: u32, share: Share) -> Result<Owner, Errno> {
         let pid = i32::try_from(tgid).ok().and_then(Pid::from_raw).ok_or(Errno::PERM)?;
-        Ok(Owner { tgid, uid, pidfd: pidfd_open(pid, PidfdFlags::empty())?, _share: share })
+        let (pidfd, incarnation) = (pidfd_open(pid, PidfdFlags::empty())?, OnceLock::new());
+        Ok(Owner { tgid, uid, pidfd, incarnation, _share: share })
+    }
+
+    /// A number that no other process has had since the system's start: that of its pidfd's inode. 0 where the
+    /// kernel has none (before 6.9, or without CONFIG_FS_PID).
+    pub(super) fn incarnation(&self) -> u64 {
+        *self.incarnation.get_or_init(|| {
+            let is_numbered =
+                rustix::fs::fstatfs(&self.pidfd).is_ok_and(|fs| fs.f_type as u64 == PIDFS_MAGIC);
+            if is_numbered { rustix::fs::fstat(&self.pidfd).map_or(0, |stat| stat.st_ino) } else { 0 }
+        })
     }
 
     /// Readable when it has ended.
@@ -133,7 +148,23 @@ impl Owners {
             return Ok(owner);
         }
         let share = self.shares.take(uid).ok_or(Errno::DQUOT)?;
-        let owner = Arc::new(Owner::open(tgid, uid, share)?);
+        self.add(Owner::open(tgid, uid, share)?)
+    }
+
+    /// The owner that a process was to a daemon before, whatever its user has by now. `None` if it has ended.
+    pub(super) fn enter_again(&self, tgid: u32, uid: u32, incarnation: u64) -> Option<Arc<Owner>> {
+        if let Some(owner) = self.find(tgid) {
+            return Some(owner).filter(|owner| owner.incarnation() == incarnation);
+        }
+        let owner = Owner::open(tgid, uid, self.shares.taken(uid)).ok()?;
+        if incarnation == 0 || owner.incarnation() != incarnation {
+            return None;
+        }
+        self.add(owner).ok()
+    }
+
+    fn add(&self, owner: Owner) -> Result<Arc<Owner>, Errno> {
+        let (tgid, owner) = (owner.tgid, Arc::new(owner));
         let mut by_tgid = self.by_tgid.lock();
         match by_tgid.get(&tgid) {
             Some(there) if there.is_alive() => Ok(there.clone()),

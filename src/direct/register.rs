@@ -1,9 +1,9 @@
 //! REGISTER and UNREGISTER.
 //!
 //! What always holds: a buffer that can't be registered leaves nothing behind; what may take long runs on a
-//! thread of its own.
+//! thread of its own; what was done for a request before a daemon died is answered as done when it's sent again.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -18,6 +18,13 @@ use super::{Asked, Direct, Reply, Target};
 
 impl Direct {
     pub(super) fn register(self: &Arc<Direct>, reg: RegBuf, asked: Asked, tgid: u32) {
+        self.crash_point(&asked, "register before");
+        // A daemon before has done it, and has told nobody.
+        if asked.again
+            && let Some(reg) = self.book.made_by(asked.request)
+        {
+            return asked.done(reg.as_bytes());
+        }
         let prepared = self.owners.enter(tgid, asked.caller.uid).and_then(|owner| {
             let room = self.buffers.reserve(&owner, reg.length)?;
             Ok((self.descriptor(&reg, &owner)?, room))
@@ -29,6 +36,7 @@ impl Direct {
         match (reg.kind, fd) {
             (kind::MEMFD, Some(fd)) => {
                 let result = self.register_memfd(reg, &fd, room, &asked);
+                self.crash_point(&asked, "register after");
                 asked.answer(result.map(|reg| reg.as_bytes().to_vec()));
             }
             (kind::MEMFD, None) => asked.failed(Errno::BADF),
@@ -67,31 +75,26 @@ impl Direct {
     ) -> Result<RegBuf, Errno> {
         let host = self.host.as_ref().map_err(|_| Errno::OPNOTSUPP)?;
         let buffer = host.map(fd, reg.offset, reg.length, reg.flags & BUF_RD != 0)?;
-        reg.buf_id = self.enter(room, asked.target, reg.flags, Memory::Host(buffer))?;
         (reg.path, reg.reason) = (Path::UringHost as u32, Why::Best.code());
-        Ok(reg)
+        self.enter(room, asked, reg, Memory::Host(buffer), Some(fd.as_fd()))
     }
 
     fn register_gpu(&self, mut reg: RegBuf, fd: Option<Handed>, room: Reserved, asked: Asked) {
-        let RegBuf { gpu_uuid: uuid, handle, alloc_size, offset, length, .. } = reg;
-        let request = match (reg.kind, fd.and_then(Handed::into_inner)) {
-            (kind::CUDA_IPC, _) => GpuRequest::Ipc { uuid, handle, alloc_size, offset, length },
-            (kind::HIP_IPC, _) => GpuRequest::Hip { uuid, handle, alloc_size, offset, length },
-            (kind::CUDA_VMM_FD, Some(fd)) => GpuRequest::Vmm { uuid, fd, alloc_size, offset, length },
-            (kind::DAEMON_ALLOC, _) => GpuRequest::Alloc { uuid, length },
-            _ => return asked.failed(Errno::INVAL),
+        // Only when a driver has taken it is it sure that it can be closed by whoever keeps it.
+        let copy = fd.as_ref().filter(|_| self.book.is_kept()).and_then(Handed::again);
+        let request = match reg.kind {
+            kind::DAEMON_ALLOC => Some(GpuRequest::Alloc { uuid: reg.gpu_uuid, length: reg.length }),
+            _ => GpuRequest::shared(&reg, fd.and_then(Handed::into_inner)),
         };
+        let Some(request) = request else { return asked.failed(Errno::INVAL) };
         match self.gpus.register(request) {
             Ok(granted) => {
                 (reg.path, reg.reason) = (granted.path as u32, granted.why.code());
                 reg.handle = granted.handle.unwrap_or(reg.handle);
-                match self.enter(room, asked.target, reg.flags, Memory::Gpu(granted.buffer)) {
-                    Ok(id) => {
-                        reg.buf_id = id;
-                        asked.done(reg.as_bytes());
-                    }
-                    Err(errno) => asked.failed(errno),
-                }
+                let fd = copy.as_ref().map(|fd| fd.as_fd());
+                let entered = self.enter(room, &asked, reg, Memory::Gpu(granted.buffer), fd);
+                self.crash_point(&asked, "register after");
+                asked.answer(entered.map(|reg| reg.as_bytes().to_vec()));
             }
             Err(e) => {
                 reg.reason = e.reason();
@@ -100,15 +103,33 @@ impl Direct {
         }
     }
 
-    fn enter(&self, room: Reserved, target: Target, flags: u32, memory: Memory) -> Result<u64, Errno> {
-        let file = match target {
+    /// Enters a buffer, and has it kept; what is to be answered. `fd` is what its memory can be had by again.
+    fn enter(
+        &self,
+        room: Reserved,
+        asked: &Asked,
+        mut reg: RegBuf,
+        memory: Memory,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<RegBuf, Errno> {
+        let file = match asked.target {
             Target::Dir(_) => None,
             Target::File(fh) => Some(fh),
         };
-        self.buffers.enter(room, file, flags, memory).map(|buffer| buffer.id).map_err(|_| Errno::IO)
+        let buffer = self.buffers.enter(room, file, reg.flags, memory).map_err(|_| Errno::IO)?;
+        reg.buf_id = buffer.id;
+        self.book.keep_buffer(&buffer, asked.request, &reg, fd);
+        Ok(reg)
     }
 
-    pub(super) fn unregister(&self, unreg: &UnregBuf, asked: Asked, tgid: u32) {
+    pub(super) fn unregister(self: &Arc<Direct>, unreg: &UnregBuf, asked: Asked, tgid: u32) {
+        self.crash_point(&asked, "unregister before");
+        // A daemon before has done it, and has told nobody.
+        if asked.again
+            && let Some(_ended) = self.book.was_ended_by(asked.request)
+        {
+            return asked.done(unreg.as_bytes());
+        }
         let found = self.buffers.find(unreg.buf_id).ok_or(Errno::NOENT);
         let buffer = found.and_then(|buffer| match self.owners.find(tgid) {
             Some(owner) if Arc::ptr_eq(&owner, &buffer.owner) => Ok(buffer),
@@ -120,16 +141,20 @@ impl Direct {
         };
         let wait = unreg.flags & abi::UNREG_NOWAIT == 0;
         let answer = unreg.as_bytes().to_vec();
+        let (direct, request) = (self.clone(), asked.request);
         // A call, so that an op that never ends doesn't hold its client up for ever.
         let call = self.deadlines.call(
             1,
-            Box::new(move |outcome| match outcome.results[0] {
-                0 => asked.done(&answer),
-                error => asked.failed(Errno::from_raw_os_error(error.unsigned_abs() as i32)),
+            Box::new(move |outcome| {
+                direct.crash_point(&asked, "unregister after");
+                match outcome.results[0] {
+                    0 => asked.done(&answer),
+                    error => asked.failed(Errno::from_raw_os_error(error.unsigned_abs() as i32)),
+                }
             }),
         );
         let ticket = call.ticket(0);
-        self.buffers.remove(buffer, wait, move |removed| {
+        self.buffers.remove(buffer, wait, request, move |removed| {
             let result = removed.map_or_else(|errno| -i64::from(errno.raw_os_error()), |()| 0);
             ticket.end(result, Path::None);
         });

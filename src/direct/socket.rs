@@ -51,8 +51,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 const SCM_MAX_FD: usize = 253;
 /// How long binding may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Where the child finds the socket.
-const CHILDS_FD: RawFd = 3;
+/// Where the child finds the socket: its standard output.
+const CHILDS_FD: RawFd = 1;
 
 /// A descriptor that was sent.
 struct Waiting {
@@ -148,15 +148,9 @@ impl Binding {
         )?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("kvfs").arg("bind-socket").arg(point).args([major, minor].map(|n| n.to_string()));
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let ours = listener.as_raw_fd();
-        // SAFETY: dup2 is async-signal-safe, and clears the copy's close-on-exec flag.
-        unsafe {
-            command.pre_exec(move || match libc::dup2(ours, CHILDS_FD) {
-                -1 => Err(io::Error::last_os_error()),
-                _ => Ok(()),
-            });
-        }
+        // As its standard output: so it's started without a fork, which would have the memory that requests are read
+        // into copied, and a client told EIO if this process is killed meanwhile (see `fuse::handshake`).
+        command.stdin(Stdio::piped()).stdout(listener.try_clone()?).stderr(Stdio::null());
         let mut child = command.spawn()?;
         fs.expect_socket(child.id());
         // Its go-ahead is the end of its standard input.

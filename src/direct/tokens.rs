@@ -11,11 +11,20 @@ use rustix::io::Errno;
 
 use super::buffer::random;
 use super::owner::Owner;
+use super::survival::{Book, KeptToken};
 use crate::shares::{Share, Shares};
+
+/// What a token stands for.
+struct Token {
+    owner: Arc<Owner>,
+    fh: u64,
+    _share: Share,
+    _kept: Option<KeptToken>,
+}
 
 #[derive(Default)]
 struct Tables {
-    by_token: HashMap<u64, (Arc<Owner>, u64, Share)>,
+    by_token: HashMap<u64, Token>,
     by_file: HashMap<u64, Vec<(u32, u64)>>,
 }
 
@@ -23,15 +32,14 @@ struct Tables {
 const MOST: usize = 1 << 20;
 
 /// All tokens of a mount.
-pub(super) struct Tokens(Mutex<Tables>, Arc<Shares>);
-
-impl Default for Tokens {
-    fn default() -> Tokens {
-        Tokens(Mutex::default(), Shares::new("tokens", MOST))
-    }
-}
+pub(super) struct Tokens(Mutex<Tables>, Arc<Shares>, Arc<Book>);
 
 impl Tokens {
+    /// None yet; they're kept by `book`.
+    pub(super) fn new(book: Arc<Book>) -> Tokens {
+        Tokens(Mutex::default(), Shares::new("tokens", MOST), book)
+    }
+
     /// The token that a process has for an open file already.
     pub(super) fn known(&self, tgid: u32, fh: u64) -> Option<u64> {
         let tables = self.0.lock();
@@ -43,23 +51,29 @@ impl Tokens {
         let mut tables = self.0.lock();
         let known = tables.by_file.get(&fh).and_then(|of| of.iter().find(|(tgid, _)| *tgid == owner.tgid));
         if let Some((_, token)) = known
-            && let Some((theirs, ..)) = tables.by_token.get(token)
-            && Arc::ptr_eq(theirs, owner)
+            && let Some(known) = tables.by_token.get(token)
+            && Arc::ptr_eq(&known.owner, owner)
         {
             return Ok(*token);
         }
         let share = self.1.take(owner.uid).ok_or(Errno::DQUOT)?;
         let token = random().map_err(|_| Errno::IO)?;
-        tables.by_token.insert(token, (owner.clone(), fh, share));
-        tables.by_file.entry(fh).or_default().push((owner.tgid, token));
+        let kept = self.2.keep_token(owner, token, fh);
+        tables.insert(token, Token { owner: owner.clone(), fh, _share: share, _kept: kept });
         Ok(token)
+    }
+
+    /// Enters one that was there before, whatever its user has by now.
+    pub(super) fn enter_again(&self, owner: Arc<Owner>, token: u64, fh: u64, kept: KeptToken) {
+        let share = self.1.taken(owner.uid);
+        self.0.lock().insert(token, Token { owner, fh, _share: share, _kept: Some(kept) });
     }
 
     /// The open file of the owner's token.
     pub(super) fn file(&self, owner: &Arc<Owner>, token: u64) -> Option<u64> {
         let tables = self.0.lock();
-        let (theirs, fh, _) = tables.by_token.get(&token)?;
-        Arc::ptr_eq(theirs, owner).then_some(*fh)
+        let token = tables.by_token.get(&token)?;
+        Arc::ptr_eq(&token.owner, owner).then_some(token.fh)
     }
 
     /// The file was closed.
@@ -74,15 +88,22 @@ impl Tokens {
     pub(super) fn ended(&self, owner: &Arc<Owner>) {
         let mut tables = self.0.lock();
         let Tables { by_token, by_file } = &mut *tables;
-        by_token.retain(|token, (theirs, fh, _)| {
-            let keep = !Arc::ptr_eq(theirs, owner);
-            if !keep && let Some(of) = by_file.get_mut(fh) {
-                of.retain(|(_, t)| t != token);
+        by_token.retain(|number, token| {
+            let keep = !Arc::ptr_eq(&token.owner, owner);
+            if !keep && let Some(of) = by_file.get_mut(&token.fh) {
+                of.retain(|(_, t)| t != number);
                 if of.is_empty() {
-                    by_file.remove(fh);
+                    by_file.remove(&token.fh);
                 }
             }
             keep
         });
+    }
+}
+
+impl Tables {
+    fn insert(&mut self, number: u64, token: Token) {
+        self.by_file.entry(token.fh).or_default().push((token.owner.tgid, number));
+        self.by_token.insert(number, token);
     }
 }

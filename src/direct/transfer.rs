@@ -17,7 +17,8 @@ use super::engine::{Direction, Engine, Op};
 use super::owner::Owner;
 use super::query::MAX_IO;
 use super::{Asked, Direct, Target};
-use crate::fs::Pinned;
+use crate::fs::{Fs, Pinned};
+use crate::supervise::{HandedOver, hand_over};
 
 /// The files of a call, each pinned once.
 type Files = Vec<(u64, Arc<Pinned>)>;
@@ -57,29 +58,57 @@ impl Direct {
         tgid: u32,
         answer: impl FnOnce(Asked, Outcome) + Send + 'static,
     ) {
+        if !asked.again {
+            return self.run_now(ops, asked, tgid, answer);
+        }
+        // It's known to be at work until it's answered: daemons may die over it.
+        let at_work = AtWork { request: Some(hand_over()), fs: self.fs.clone() };
+        let answer = move |asked: Asked, outcome| {
+            answer(asked, outcome);
+            drop(at_work);
+        };
+        // What a daemon before had begun of it mustn't overtake what the client does next.
+        let (direct, ops) = (self.clone(), ops.to_vec());
+        self.fs.lifeline.after(move |ended| match ended {
+            true => direct.run_now(&ops, asked, tgid, answer),
+            false => asked.failed(Errno::TIMEDOUT),
+        });
+    }
+
+    fn run_now(
+        self: &Arc<Direct>,
+        ops: &[abi::Op],
+        asked: Asked,
+        tgid: u32,
+        answer: impl FnOnce(Asked, Outcome) + Send + 'static,
+    ) {
+        self.crash_point(&asked, "transfer before");
         let bytes = ops.iter().try_fold(0u64, |sum, op| sum.checked_add(op.length));
         if bytes.is_none_or(|bytes| bytes > MAX_IO) {
             return asked.failed(Errno::INVAL);
         }
-        let Some(owner) = self.owners.find(tgid) else { return asked.failed(Errno::PERM) };
+        // Who has registered nothing, or with a daemon before alone, is told so for each op.
+        let owner = self.owners.find(tgid);
         let target = asked.target;
         let counts = self.counts.clone();
         let directions: Vec<_> = ops.iter().map(direction).collect();
         let told = directions.clone();
+        let direct = self.clone();
         let call = self.deadlines.call(
             ops.len(),
             Box::new(move |outcome| {
                 for (direction, result) in told.iter().zip(&outcome.results) {
                     counts.op(direction.unwrap_or(Direction::Read), *result);
                 }
+                direct.crash_point(&asked, "transfer after");
                 answer(asked, outcome);
             }),
         );
         let mut files = Files::new();
         let (mut host, mut gpu) = (Vec::new(), Vec::new());
         for (at, (op, direction)) in ops.iter().zip(directions).enumerate() {
-            let prepared =
-                direction.and_then(|direction| self.prepare(op, direction, &owner, target, &mut files));
+            let prepared = direction
+                .and_then(|direction| self.prepare(op, direction, owner.as_ref(), target, &mut files));
             match prepared {
                 Err(errno) => call.ticket(at).end(-i64::from(errno.raw_os_error()), Path::None),
                 // Nothing to move, and nothing wrong.
@@ -95,14 +124,14 @@ impl Direct {
         &self,
         op: &abi::Op,
         direction: Direction,
-        owner: &Arc<Owner>,
+        owner: Option<&Arc<Owner>>,
         target: Target,
         files: &mut Files,
     ) -> Result<Ready, Errno> {
         let fh = match (op.file, target) {
             (0, Target::Dir(_)) => return Err(Errno::ISDIR),
             (0, Target::File(fh)) => fh,
-            (token, _) => self.tokens.file(owner, token).ok_or(Errno::BADF)?,
+            (token, _) => owner.and_then(|owner| self.tokens.file(owner, token)).ok_or(Errno::BADF)?,
         };
         let file = match files.iter().find(|(known, _)| *known == fh) {
             Some((_, file)) => file.clone(),
@@ -121,7 +150,7 @@ impl Direct {
             return Err(Errno::BADF);
         }
         let buffer = self.buffers.find(op.buf_id).ok_or(Errno::NOENT)?;
-        if !Arc::ptr_eq(&buffer.owner, owner) {
+        if owner.is_none_or(|owner| !Arc::ptr_eq(&buffer.owner, owner)) {
             return Err(Errno::PERM);
         }
         let buffer = buffer.take(direction, op.buf_off, op.length)?;
@@ -163,6 +192,22 @@ impl Direct {
         }
         if !gpu.is_empty() {
             self.gpus.submit(gpu);
+        }
+    }
+}
+
+/// A request that others than its thread answer; served when this is dropped.
+struct AtWork {
+    request: Option<HandedOver>,
+    fs: Arc<Fs>,
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        if let Some(request) = self.request.take() {
+            request.resume();
+            self.fs.work.served();
+            drop(hand_over());
         }
     }
 }

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::{Error, Fs, NodeId, Result};
 use crate::index::Node;
 use crate::io::{ReadDone, WriteDone};
+use crate::supervise::is_sent_again;
 
 /// What `lseek` looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,14 @@ impl Fs {
     /// Writes; `done` is told, perhaps on another thread.
     pub fn write(&self, fh: u64, offset: u64, data: &[u8], done: WriteDone) {
         match self.io_file(fh) {
+            // What a daemon before had begun of it mustn't land on what is written next.
+            Ok(file) if is_sent_again() && self.lifeline.is_awaited() => {
+                let (engine, data) = (self.engine.clone(), data.to_vec());
+                self.lifeline.after(move |ended| match ended {
+                    true => engine.write(file, offset, &data, done),
+                    false => done(Err(Errno::IO.into())),
+                });
+            }
             Ok(file) => self.engine.write(file, offset, data, done),
             Err(e) => done(Err(e.errno().into())),
         }

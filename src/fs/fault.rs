@@ -44,7 +44,7 @@ pub(super) fn first_point(_: &str, _: &Option<std::sync::Arc<crate::supervise::S
 
 /// Is killed here if the name asks for it, unless a daemon was killed over this request before.
 #[cfg(feature = "fault-points")]
-pub(super) fn crash_point(point: &str, name: &[u8]) {
+pub(crate) fn crash_point(point: &str, name: &[u8]) {
     let asked = std::str::from_utf8(name).ok().and_then(|name| name.split('@').nth(1));
     if asked == Some("deadly") && point.ends_with("before") {
         std::process::abort();
@@ -57,4 +57,4 @@ pub(super) fn crash_point(point: &str, name: &[u8]) {
 /// Nothing.
 #[cfg(not(feature = "fault-points"))]
 #[inline]
-pub(super) fn crash_point(_: &str, _: &[u8]) {}
+pub(crate) fn crash_point(_: &str, _: &[u8]) {}

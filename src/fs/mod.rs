@@ -61,7 +61,7 @@ use crate::index::{self, DirId, Index, Node, NodeId, Progress, Report, Slot, Slo
 use crate::io::{BackingRegistry, Engine};
 use crate::placement::{self, Candidate, Decision, Policies, Policy, Reason};
 use crate::retention::{Retention, RetentionOptions};
-use crate::supervise::{Keeper, State, Survival, Work};
+use crate::supervise::{Keeper, Lifeline, State, Survival, Work};
 
 pub use at::{Place, here, nowhere};
 pub use attr::{Attr, Time};
@@ -70,7 +70,7 @@ pub(crate) use creds::may_open;
 pub use creds::{Caller, prepare_process};
 pub use data::Whence;
 pub use error::{Error, Result};
-pub(crate) use fault::point as fault_point;
+pub(crate) use fault::{crash_point, point as fault_point};
 pub use open::{Data, Opened};
 pub(crate) use pin::{Passage, Pinned};
 pub(crate) use prefix::Found;
@@ -170,6 +170,8 @@ pub struct Fs {
     set: set::Set,
     /// The requests at work.
     pub work: Arc<Work>,
+    /// Whether anything of daemons before is under way.
+    pub lifeline: Arc<Lifeline>,
     /// What was done and how often.
     pub counters: Counters,
 }
@@ -182,7 +184,7 @@ impl Fs {
         engine: Arc<dyn Engine>,
         progress: impl FnMut(Progress),
     ) -> std::io::Result<Fs> {
-        let Survival { state, keeper, work } = options.survival;
+        let Survival { state, keeper, work, lifeline } = options.survival;
         if let Some(state) = &state {
             settle::settle_all(&backings, state, &work);
         }
@@ -226,6 +228,7 @@ impl Fs {
             keeper,
             set,
             work,
+            lifeline,
             counters: Counters::default(),
         })
     }
@@ -243,6 +246,11 @@ impl Fs {
     /// Who tells the kernel that a file has changed without its doing.
     pub fn set_data_changed(&self, changed: impl Fn(Changed) + Send + Sync + 'static) {
         let _ = self.data_changed.set(Box::new(changed));
+    }
+
+    /// Where what outlives this daemon is written down, if anywhere, and who keeps descriptors.
+    pub(crate) fn survival(&self) -> (Option<Arc<State>>, Arc<Keeper>) {
+        (self.state.clone(), self.keeper.clone())
     }
 
     /// The backings, by slot.

@@ -60,7 +60,8 @@ impl Fs {
     /// The mount has ended: nothing is kept any more.
     pub fn end_keeping(&self) {
         let locks: Vec<Tag> = self.backings().iter().map(|backing| Tag::Lock(backing.slot.0)).collect();
-        self.keeper.end(locks.into_iter());
+        let lifeline = self.state.as_ref().map(|state| Tag::Lifeline(state.starts()));
+        self.keeper.end(locks.into_iter().chain(lifeline));
     }
 
     /// A backing is about to join.

@@ -14,6 +14,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
+use crate::supervise::Lifeline;
+
 pub use passthrough::{BackingRegistry, Registered};
 
 /// Told the bytes read.
@@ -33,8 +35,9 @@ pub trait Engine: Send + Sync {
 
 /// The best engine this machine allows: io_uring, else (it's switched off, or a container's seccomp filter
 /// refuses it) a pool of threads that read and write. The second value says why it isn't io_uring.
-pub fn engine(threads: usize) -> io::Result<(Arc<dyn Engine>, Option<String>)> {
-    match uring::Uring::new(threads) {
+/// `lifeline` tells a daemon after this one when the last request has ended.
+pub fn engine(threads: usize, lifeline: &Lifeline) -> io::Result<(Arc<dyn Engine>, Option<String>)> {
+    match uring::Uring::new(threads, lifeline) {
         Ok(uring) => Ok((Arc::new(uring), None)),
         Err(e) => {
             Ok((Arc::new(psync::Psync::new(threads.max(4))?), Some(format!("io_uring can't be used: {e}"))))
@@ -94,7 +97,10 @@ mod tests {
     use super::*;
 
     fn engines() -> Vec<Arc<dyn Engine>> {
-        vec![Arc::new(uring::Uring::new(2).unwrap()), Arc::new(psync::Psync::new(2).unwrap())]
+        vec![
+            Arc::new(uring::Uring::new(2, &Lifeline::default()).unwrap()),
+            Arc::new(psync::Psync::new(2).unwrap()),
+        ]
     }
 
     fn file(dir: &std::path::Path, direct: bool) -> Arc<IoFile> {

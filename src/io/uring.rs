@@ -15,6 +15,7 @@ use slab::Slab;
 
 use super::buffer::{Buffer, Pool};
 use super::{Engine, IoFile, ReadDone, WriteDone, asked};
+use crate::supervise::Lifeline;
 
 const ENTRIES: u32 = 256;
 /// Requests that may wait in the kernel at a time: more than it has at most (`MAX_BACKGROUND`, and one for each client).
@@ -50,10 +51,11 @@ pub(super) struct Uring {
 }
 
 impl Uring {
-    pub(super) fn new(rings: usize) -> io::Result<Uring> {
+    pub(super) fn new(rings: usize, lifeline: &Lifeline) -> io::Result<Uring> {
         let rings = (0..rings.max(1))
             .map(|n| {
                 let ring = IoUring::new(ENTRIES)?;
+                lifeline.hold_by(&ring.submitter());
                 // What waits for one drive mustn't keep the kernel's threads from others. Older kernels can't be told.
                 let _ = ring.submitter().register_iowq_max_workers(&mut [WORKERS, 0]);
                 let ring = Arc::new(Ring { ring, ops: Default::default(), pool: Pool::default() });

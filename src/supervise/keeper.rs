@@ -35,8 +35,10 @@ pub enum Tag {
     Lock(u8),
     /// A file that has lost its name while it's open, by node.
     File(u64),
-    /// A client's buffer, by its number.
+    /// A client's buffer, by its number, of which 56 bits count.
     Buffer(u64),
+    /// What hangs up when all that a daemon had under way has ended; by which daemon it was.
+    Lifeline(u32),
 }
 
 const KIND: u32 = 56;
@@ -51,6 +53,7 @@ impl Tag {
             Tag::Lock(slot) => 3 << KIND | u64::from(slot),
             Tag::File(node) => 4 << KIND | number(node),
             Tag::Buffer(id) => 5 << KIND | number(id),
+            Tag::Lifeline(daemon) => 6 << KIND | u64::from(daemon),
         }
     }
 
@@ -62,6 +65,7 @@ impl Tag {
             3 => Tag::Lock(u8::try_from(number).ok()?),
             4 => Tag::File(number),
             5 => Tag::Buffer(number),
+            6 => Tag::Lifeline(u32::try_from(number).ok()?),
             _ => return None,
         })
     }
@@ -196,10 +200,28 @@ impl Kept {
 
     /// Takes the files without a name out.
     pub fn files(&mut self) -> Vec<(u64, OwnedFd)> {
-        let (files, others) = self.fds.drain(..).partition(|(tag, _)| matches!(tag, Tag::File(_)));
-        self.fds = others;
-        let node = |(tag, fd)| if let Tag::File(node) = tag { Some((node, fd)) } else { None };
-        Vec::into_iter(files).filter_map(node).collect()
+        self.take_all(|tag| if let Tag::File(node) = tag { Some(node) } else { None })
+    }
+
+    /// Takes clients' buffers out.
+    pub fn buffers(&mut self) -> Vec<(u64, OwnedFd)> {
+        self.take_all(|tag| if let Tag::Buffer(id) = tag { Some(id) } else { None })
+    }
+
+    /// Takes out what tells of the ends of daemons before.
+    pub fn lifelines(&mut self) -> Vec<(u32, OwnedFd)> {
+        self.take_all(|tag| if let Tag::Lifeline(daemon) = tag { Some(daemon) } else { None })
+    }
+
+    fn take_all<T>(&mut self, number: impl Fn(Tag) -> Option<T>) -> Vec<(T, OwnedFd)> {
+        let mut taken = Vec::new();
+        for (tag, fd) in std::mem::take(&mut self.fds) {
+            match number(tag) {
+                Some(number) => taken.push((number, fd)),
+                None => self.fds.push((tag, fd)),
+            }
+        }
+        taken
     }
 
     /// How the daemon before ended, for people.
@@ -421,7 +443,9 @@ mod tests {
         }
         assert_eq!(Word::parse([9; 16]), None);
         let node = 64 << 48 | 12345;
-        for tag in [Tag::Device, Tag::State, Tag::Lock(63), Tag::File(node), Tag::Buffer(1 << 55)] {
+        for tag in
+            [Tag::Device, Tag::State, Tag::Lock(63), Tag::File(node), Tag::Buffer(1 << 55), Tag::Lifeline(9)]
+        {
             assert_eq!(Tag::from_code(tag.code()), Some(tag));
         }
         assert_eq!(Tag::from_code(0), None);

@@ -6,7 +6,7 @@
 //! two instructions, and its successor answers for everything that was promised.
 //!
 //! ```text
-//!   kvfs mount ──► parent (holds /dev/fuse, the state, and files without a name)
+//!   kvfs mount ──► parent (holds /dev/fuse, the state, files without a name, clients' buffers)
 //!                    │  fork and exec, again after a crash
 //!                    ▼
 //!                  daemon ── serves; tells the parent what to keep
@@ -15,21 +15,26 @@
 use std::sync::Arc;
 
 mod alone;
+mod clients;
 mod door;
 mod handover;
 mod keeper;
+mod lifeline;
 mod parent;
 mod state;
 mod twice;
 mod work;
 
+pub use clients::{BufferRecord, RECORD_ROOM, TokenRecord};
 pub use door::Door;
 pub use handover::{Handover, HandoverOutcome};
 pub use keeper::{HANDED_OVER, Keeper, Kept, Notify, Tag};
+pub use lifeline::Lifeline;
 pub use parent::{Start, supervise};
 pub use state::{HandleRecord, NodeRecord, STATE_VERSION, State, StateError, name_hash, place_hash};
 pub use work::{
-    Deadly, HandedOver, Intent, Outcome, Path, Work, hand_over, is_done, unique, was_begun, was_intended,
+    Deadly, HandedOver, Intent, Outcome, Path, Work, hand_over, is_done, is_sent_again, unique, was_begun,
+    was_intended,
 };
 
 /// What a daemon needs of all this.
@@ -41,6 +46,8 @@ pub struct Survival {
     pub keeper: Arc<Keeper>,
     /// The requests at work.
     pub work: Arc<Work>,
+    /// Whether anything of daemons before is still under way.
+    pub lifeline: Arc<Lifeline>,
 }
 
 impl Survival {

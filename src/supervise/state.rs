@@ -1,5 +1,6 @@
 //! The state: shared memory (a memfd) with what the kernel holds the daemon to: the negotiated INIT, merged
-//! directories' numbers, backing ids of open inodes, open handles, requests at work; and the set of backings.
+//! directories' numbers, backing ids of open inodes, open handles, requests at work; the set of backings; and what
+//! clients of the ioctl fast path hold it to (`clients`).
 //!
 //! What always holds: a record is complete before the word that makes it count is stored, and that word is
 //! cleared before anything else of the record changes; so a reader that comes after a crash at any point
@@ -15,13 +16,14 @@ use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
+use super::clients::{BUFFERS, BufferSlot, TOKENS, TokenSlot};
 use super::twice::Twice;
 
 /// The version of all that daemons hand to each other. A daemon takes over its own alone, so it goes up with any
-/// change of the layout below, of what is kept in it (`Intent`, `SetRecord`), of the meaning of a
-/// [`Tag`](super::Tag), or of what is said to the parent (`Word`), which stays what it was when the mount was
-/// started.
-pub const STATE_VERSION: u8 = 2;
+/// change of the layout below, of what is kept in it (`Intent`, `SetRecord`, the fast path's `Registration`), of the
+/// meaning of a [`Tag`](super::Tag), or of what is said to the parent (`Word`), which stays what it was when the mount
+/// was started.
+pub const STATE_VERSION: u8 = 3;
 
 /// Told apart from any other file.
 const MAGIC: u64 = u64::from_le_bytes([b'k', b'v', b'f', b's', b'S', b'T', b'A', STATE_VERSION]);
@@ -58,7 +60,7 @@ pub enum StateError {
 }
 
 #[repr(C)]
-struct Header {
+pub(super) struct Header {
     magic: AtomicU64,
     /// How often the daemon was started, this time included.
     starts: AtomicU32,
@@ -71,6 +73,9 @@ struct Header {
     nodes_end: AtomicU32,
     dirs_end: AtomicU32,
     names_end: AtomicU32,
+    pub(super) buffers_end: AtomicU32,
+    pub(super) tokens_end: AtomicU32,
+    pub(super) session: AtomicU64,
     init_len: AtomicU32,
     answer_len: AtomicU32,
     /// 0: not agreed on yet.
@@ -152,11 +157,13 @@ struct DirSlot {
 
 /// All of it, in the order of the file.
 #[repr(C)]
-struct Layout {
+pub(super) struct Layout {
     header: Header,
     work: [WorkRecord; WORK_RECORDS],
     handles: [HandleSlot; HANDLES],
     nodes: [NodeSlot; NODES],
+    pub(super) buffers: [BufferSlot; BUFFERS],
+    pub(super) tokens: [TokenSlot; TOKENS],
     dirs: [DirSlot; DIRS],
     /// By the number of a name's entry: its hash; 0: free.
     names: [AtomicU32; NAMES],
@@ -164,13 +171,13 @@ struct Layout {
 
 /// Records that are free below the first that was never used.
 #[derive(Debug, Default)]
-struct Free {
-    list: Vec<u32>,
-    next: u32,
+pub(super) struct Free {
+    pub(super) list: Vec<u32>,
+    pub(super) next: u32,
 }
 
 impl Free {
-    fn take(&mut self, most: usize) -> Option<u32> {
+    pub(super) fn take(&mut self, most: usize) -> Option<u32> {
         self.list.pop().or_else(|| {
             let at = self.next;
             ((at as usize) < most).then(|| self.next += 1).map(|()| at)
@@ -190,6 +197,8 @@ pub struct State {
     recovered: bool,
     nodes: Mutex<Free>,
     dirs: Mutex<Free>,
+    pub(super) buffers: Mutex<Free>,
+    pub(super) tokens: Mutex<Free>,
     pub(super) work: Mutex<Vec<u32>>,
 }
 
@@ -237,6 +246,10 @@ impl State {
         *state.nodes.lock() = free(nodes, &|at| layout.nodes[at].node.load(Relaxed) != 0);
         let dirs = end_of(&layout.header.dirs_end, DIRS);
         *state.dirs.lock() = free(dirs, &|at| layout.dirs[at].name.load(Relaxed) != 0);
+        let buffers = end_of(&layout.header.buffers_end, BUFFERS);
+        *state.buffers.lock() = free(buffers, &|at| layout.buffers[at].is_used());
+        let tokens = end_of(&layout.header.tokens_end, TOKENS);
+        *state.tokens.lock() = free(tokens, &|at| layout.tokens[at].is_used());
         Ok(state)
     }
 
@@ -251,16 +264,17 @@ impl State {
         .map_err(io::Error::from)?;
         let map = NonNull::new(map.cast()).ok_or_else(|| io::Error::other("mapped at 0"))?;
         let work = Mutex::new((0..WORK_RECORDS as u32).rev().collect());
-        Ok(State { fd, map, recovered, nodes: Mutex::default(), dirs: Mutex::default(), work })
+        let (nodes, dirs, buffers, tokens) = Default::default();
+        Ok(State { fd, map, recovered, nodes, dirs, buffers, tokens, work })
     }
 
-    fn layout(&self) -> &Layout {
+    pub(super) fn layout(&self) -> &Layout {
         // SAFETY: mapped for as long as `self` lives, aligned to a page, and shared access to atomics is
         // what they are for.
         unsafe { self.map.as_ref() }
     }
 
-    fn header(&self) -> &Header {
+    pub(super) fn header(&self) -> &Header {
         &self.layout().header
     }
 

@@ -125,6 +125,7 @@ struct Current {
     done: bool,
     begun: bool,
     intended: bool,
+    sent_again: bool,
 }
 
 impl Current {
@@ -143,6 +144,7 @@ impl Current {
             state.work.lock().push(adopted);
         }
         (self.unique, self.done, self.begun, self.intended) = (0, false, false, false);
+        self.sent_again = false;
     }
 }
 
@@ -256,7 +258,7 @@ impl Work {
                 *current = Current::default();
                 current.own = state.work.lock().pop().map(|at| (state.clone(), at));
             }
-            current.unique = plain;
+            (current.unique, current.sent_again) = (plain, plain != unique);
             if let Some(known) = known {
                 (current.begun, current.done) = (true, known.outcome == Outcome::Done);
                 current.intended = known.intended;
@@ -314,6 +316,11 @@ pub fn was_begun() -> bool {
 /// A daemon that died had written down what it was about to do for the request that this thread serves.
 pub fn was_intended() -> bool {
     CURRENT.with_borrow(|current| current.intended)
+}
+
+/// The request that this thread serves was read by a daemon that died before it could answer.
+pub fn is_sent_again() -> bool {
+    CURRENT.with_borrow(|current| current.sent_again)
 }
 
 /// The number of the request that this thread serves; 0 for none.

@@ -3,13 +3,24 @@
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use super::{Mount, kvfs, ns, sys};
+use super::{Mount, ns, sys};
 
 /// The daemon that serves now: how many there were so far, and its pid.
 pub(crate) fn daemon(mount: &Mount) -> (u64, u32) {
     let status = mount.status();
+    if status["supervised"]["daemons"] == 1 {
+        up(mount);
+    }
     let pid = status["pid"].as_u64().unwrap() as u32;
     (status["supervised"]["daemons"].as_u64().unwrap(), pid)
+}
+
+/// Waits until the first daemon is ready, as far as its log is the mount's own: one that dies before has no successor.
+fn up(mount: &Mount) {
+    let deadline = Instant::now() + ns::HANG;
+    while std::fs::read_to_string(&mount.log).is_ok_and(|log| !log.contains("mounted at")) {
+        assert!(Instant::now() < deadline, "it isn't ready:\n{}", mount.story());
+    }
 }
 
 /// Kills this process.
@@ -32,9 +43,7 @@ pub(crate) fn kill(mount: &Mount) {
 pub(crate) fn next(mount: &Mount, before: u64) {
     let deadline = Instant::now() + ns::HANG;
     loop {
-        let out = kvfs(["status".into(), "--json".into(), mount.point().as_os_str().to_owned()]);
-        let status: Option<serde_json::Value> = serde_json::from_str(&out.stdout).ok();
-        let daemons = status.and_then(|status| status["supervised"]["daemons"].as_u64());
+        let daemons = mount.try_status().and_then(|status| status["supervised"]["daemons"].as_u64());
         if daemons.is_some_and(|daemons| daemons > before) {
             return;
         }

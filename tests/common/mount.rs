@@ -257,6 +257,12 @@ impl Mount {
         status_as(self.builder.uid.unwrap_or(0), self.point())
     }
 
+    /// The same, if the daemon answers.
+    pub(crate) fn try_status(&self) -> Option<Value> {
+        let args = [OsString::from("status"), "--json".into(), self.point().into()];
+        serde_json::from_str(&cli::kvfs_as(self.builder.uid.unwrap_or(0), args).stdout).ok()
+    }
+
     /// A counter of status.ops.
     #[track_caller]
     pub(crate) fn op(&self, name: &str) -> u64 {

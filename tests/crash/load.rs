@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use super::direct::Transfers;
 use crate::common::{Mount, pattern, ranked, sys};
 
 const CLIENTS: usize = 4;
+/// Clients of the ioctl fast path beside them, who keep their files open.
+pub(crate) const MOVERS: usize = 2;
 const SIZES: [usize; 4] = [0, 1000, 70_000, 1 << 20];
 
 pub(crate) fn number(name: &str, default: u64) -> u64 {
@@ -136,14 +139,28 @@ impl Client {
     }
 }
 
-/// Runs clients while `disturb` does what they are not to notice: it's told a seed, and whether all still work.
+/// Runs clients, and so many that move data by ioctls, while `disturb` does what they are not to notice: it's told a seed, and whether all still work.
 /// Then looks at all that they have made. How many steps they made.
 #[track_caller]
-pub(crate) fn under_load(mount: &Mount, disturb: impl FnOnce(u64, &dyn Fn() -> bool)) -> u64 {
+pub(crate) fn under_load(mount: &Mount, movers: usize, disturb: impl FnOnce(u64, &dyn Fn() -> bool)) -> u64 {
     let seed = number("KVFS_TEST_SEED", std::process::id().into());
     println!("KVFS_TEST_SEED={seed} repeats the random choices of this run");
     let over = AtomicBool::new(false);
-    let clients = std::thread::scope(|scope| {
+    let (clients, movers) = std::thread::scope(|scope| {
+        let movers: Vec<_> = (0..movers)
+            .map(|n| {
+                let over = &over;
+                scope.spawn(move || {
+                    let mut transfers = Transfers::new(mount, &format!("transfers{n}"));
+                    let mut steps = 0u64;
+                    while !over.load(Relaxed) {
+                        transfers.step();
+                        steps += 1;
+                    }
+                    steps
+                })
+            })
+            .collect();
         let running: Vec<_> = (0..CLIENTS)
             .map(|n| {
                 let dir = mount.path(format!("client{n}"));
@@ -171,10 +188,19 @@ pub(crate) fn under_load(mount: &Mount, disturb: impl FnOnce(u64, &dyn Fn() -> b
             }
         }
         let ends = Over(&over);
-        disturb(seed, &|| !running.iter().any(|client| client.is_finished()));
+        let failed = || {
+            running.iter().any(|client| client.is_finished())
+                || movers.iter().any(|client| client.is_finished())
+        };
+        disturb(seed, &|| !failed());
         drop(ends);
-        running.into_iter().map(|client| client.join()).collect::<Vec<_>>()
+        let movers: Vec<_> = movers.into_iter().map(|client| client.join()).collect();
+        (running.into_iter().map(|client| client.join()).collect::<Vec<_>>(), movers)
     });
+    for client in movers {
+        let steps = client.unwrap_or_else(|_| panic!("a client of the ioctls failed:\n{}", mount.story()));
+        println!("{steps} steps by ioctls");
+    }
     let mut all = 0;
     for client in clients {
         let (client, steps, longest) =
@@ -184,6 +210,7 @@ pub(crate) fn under_load(mount: &Mount, disturb: impl FnOnce(u64, &dyn Fn() -> b
         all += steps;
     }
     assert_eq!(mount.status()["open_files"], 0, "no handle is left over");
+    assert_eq!(mount.status()["direct"]["buffers"], 0, "no buffer is left over");
     all
 }
 

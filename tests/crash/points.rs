@@ -14,7 +14,7 @@ fn start(lab: &Lab, mode: Passthrough) -> Mount {
 
 /// Runs `act`, which has the daemon killed once.
 #[track_caller]
-fn dying<T>(mount: &Mount, what: &str, act: impl FnOnce() -> T) -> T {
+pub(super) fn dying<T>(mount: &Mount, what: &str, act: impl FnOnce() -> T) -> T {
     let (before, _) = daemon(mount);
     let result = act();
     next(mount, before);

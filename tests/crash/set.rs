@@ -240,7 +240,7 @@ fn changes_under_load(mode: Passthrough) {
     let lab = Lab::new();
     let b = lab.dirs(4);
     let mount = lab.mount(&b[..3]).passthrough(mode).arg("--placement").arg("hash").supervised().start();
-    under_load(&mount, |_, going| {
+    under_load(&mount, 0, |_, going| {
         let mut round = 0;
         let kills = || {
             for _ in 0..2 {

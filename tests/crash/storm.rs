@@ -5,13 +5,13 @@
 use std::time::{Duration, Instant};
 
 use super::kill;
-use super::load::{Dice, finished, number, under_load};
+use super::load::{Dice, MOVERS, finished, number, under_load};
 use crate::common::{Lab, Mount, Passthrough};
 
 /// Kills daemons under a load, and says how long it took until others answered.
 pub(crate) fn kills_under_load(mount: &Mount, kills: u64) {
     let mut pauses = Vec::new();
-    let steps = under_load(mount, |seed, going| {
+    let steps = under_load(mount, MOVERS, |seed, going| {
         let mut dice = Dice(seed);
         for _ in 0..kills {
             // A random moment of the work, not an event to be waited for.

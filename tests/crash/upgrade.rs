@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::load::{finished, under_load};
+use super::load::{MOVERS, finished, under_load};
 use super::{daemon, kill, next, shoot};
 use crate::common::cli::{BINARY, finish};
 use crate::common::mount::status_of;
@@ -67,7 +67,7 @@ fn many(mode: Passthrough) {
     std::fs::write(&held, pattern(7, 100_000)).unwrap();
     let open = sys::open(&held, libc::O_RDWR, 0).unwrap();
     let mut pauses = Vec::new();
-    under_load(&mount, |_, going| {
+    under_load(&mount, MOVERS, |_, going| {
         for round in 0..10u64 {
             if !going() {
                 break;
@@ -143,7 +143,7 @@ fn what_cannot_take_over_is_refused_before_anything_happens() {
         (&["--binary", "/bin/true"], &["/bin/true", "doesn't answer as a kvfs"]),
         (&["--binary", "/bin/cat"], &["/bin/cat", "doesn't answer as a kvfs"]),
         (&["--binary", text(&script)], &[text(&script), "doesn't answer as a kvfs"]),
-        (&["--binary", text(&other_state)], &["version 2,", "takes over version 200", "unmount"]),
+        (&["--binary", text(&other_state)], &["is of version", "takes over version 200", "unmount"]),
         (&["--", "--placement", "round-robin"], &["--placement", "hash", "round-robin", "unmount"]),
         (&["--", "--placement", "nowhere"], &["nowhere"]),
         (&["--", "--turbo"], &["--turbo"]),

@@ -13,7 +13,7 @@ use fuser::{
 };
 
 use super::raw::{Buf, read_op, reg, register, transfer};
-use super::socket;
+use super::sending;
 use crate::common::{Errno, Lab, ns, sys};
 
 /// Answers everything but flushes, which it keeps.
@@ -140,11 +140,11 @@ fn flushes_that_never_end_by_the_socket() {
     let bad = sys::open(theirs.join("x"), libc::O_RDONLY, 0).unwrap();
     let _relent = Relent(kept);
     for _ in 0..5 {
-        let to = socket::connected(&mount.path(socket::NAME)).unwrap();
+        let to = sending::connected(&mount.path(sending::NAME)).unwrap();
         // Refused, and to be closed.
-        socket::send(&to, b"garbage", &[bad.as_raw_fd(), bad.as_raw_fd()]).unwrap();
-        assert_eq!(ends("an answer", move || socket::answer(&to).unwrap().error), libc::EINVAL);
+        sending::send(&to, b"garbage", &[bad.as_raw_fd(), bad.as_raw_fd()]).unwrap();
+        assert_eq!(ends("an answer", move || sending::answer(&to).unwrap().error), libc::EINVAL);
     }
     let point = mount.point().to_owned();
-    ends("the socket", move || socket::whole_way(&point)).unwrap();
+    ends("the socket", move || sending::whole_way(&point)).unwrap();
 }

@@ -15,6 +15,7 @@ mod many;
 mod prefix;
 mod process;
 mod raw;
+mod sending;
 mod socket;
 mod stall;
 mod storm;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kvfs::client::{Access, CudaIpc, Mount as Client, Registered};
 
-use crate::common::{Lab, Mount};
+use crate::common::{Builder, Lab, Mount};
 use crate::standin::{self, Client as Memory, UUID};
 
 /// The machine. What is started from this process on finds the stand-ins.
@@ -59,10 +59,12 @@ impl Machine {
 
     /// A mount, once it's known what it can do.
     pub(crate) fn mount(&self, args: &[&str]) -> (Mount, Client) {
-        let mut builder = self.lab.mount(&self.lab.dirs(2));
-        for arg in args {
-            builder = builder.arg(*arg);
-        }
+        let builder = self.lab.mount(&self.lab.dirs(2));
+        self.start(args.iter().fold(builder, |builder, arg| builder.arg(*arg)))
+    }
+
+    /// The same with this mount.
+    pub(crate) fn start(&self, builder: Builder) -> (Mount, Client) {
         let mount = builder.start();
         let client = Client::open(mount.point()).unwrap();
         until("the probe ends", || client.query().unwrap().gpu.reason != NOT_PROBED);

@@ -21,7 +21,8 @@ use rustix::io::Errno;
 
 use super::canary::Canary;
 
-static ENGINE: LazyLock<Arc<dyn Engine>> = LazyLock::new(|| kvfs::io::engine(1).unwrap().0);
+static ENGINE: LazyLock<Arc<dyn Engine>> =
+    LazyLock::new(|| kvfs::io::engine(1, &kvfs::supervise::Lifeline::default()).unwrap().0);
 
 /// Which node or handle is meant: one of those that were told, or any number.
 type Which = prop::sample::Index;

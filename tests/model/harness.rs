@@ -24,7 +24,8 @@ use rustix::io::Errno;
 /// What a comparison says.
 pub(crate) type Check<T = ()> = Result<T, TestCaseError>;
 
-static ENGINE: LazyLock<Arc<dyn Engine>> = LazyLock::new(|| kvfs::io::engine(1).unwrap().0);
+static ENGINE: LazyLock<Arc<dyn Engine>> =
+    LazyLock::new(|| kvfs::io::engine(1, &kvfs::supervise::Lifeline::default()).unwrap().0);
 
 /// The backings' directories, with identities that are always the same: so a name always hashes alike.
 pub(crate) struct Disks {

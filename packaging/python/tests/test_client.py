@@ -1,16 +1,20 @@
 """What the package promises, on an ordinary directory and, where KVFS_TEST_MOUNT names one, on a kvfs mount.
 
+KVFS_TEST_KVFS is the program of a mount whose daemon may be killed, again and again.
 KVFS_TEST_LOCATE says that the mount was made with --allow-locate; KVFS_TEST_PLAIN names a directory to be
 used as the ordinary one.
 """
 
 import errno
+import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import unittest
 from typing import Optional
 
@@ -18,6 +22,7 @@ import kvfs
 from kvfs import _cuda
 
 MOUNT = os.environ.get("KVFS_TEST_MOUNT")
+KVFS = os.environ.get("KVFS_TEST_KVFS")
 MIB = 1 << 20
 
 
@@ -285,6 +290,45 @@ class OnAMount(Anywhere, unittest.TestCase):
                 self.mount.register(Fake())
         else:
             self.skipTest("there is a GPU driver here")
+
+
+@unittest.skipUnless(MOUNT and KVFS, "KVFS_TEST_MOUNT and KVFS_TEST_KVFS aren't set")
+class OverACrash(OnAMount):
+    """The same on a mount whose daemon is started again when it dies, and it dies often."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.ends = threading.Event()
+        self.kills = 0
+        killer = threading.Thread(target=self._kill)
+        killer.start()
+        self.addCleanup(killer.join)
+        self.addCleanup(self.ends.set)
+
+    def _status(self) -> dict:
+        asked = subprocess.run([str(KVFS), "status", "--json", str(MOUNT)], capture_output=True, check=False)
+        return json.loads(asked.stdout) if asked.returncode == 0 else {}
+
+    def _kill(self) -> None:
+        while not self.ends.wait(0.05):
+            status = self._status()
+            if status:
+                os.kill(status["pid"], signal.SIGKILL)
+                self.kills += 1
+
+    def test_for_a_while(self) -> None:
+        """Buffers and files that were there before any crash."""
+        buffer, data = self.buffer(2 * MIB), content(7, MIB)
+        view = memoryview(buffer)
+        file = self.create("f")
+        while self.kills < 10:
+            view[:MIB] = data
+            self.assertEqual(file.write(view[:MIB]), MIB)
+            view[MIB:] = bytes(MIB)
+            self.assertEqual(file.read(view[MIB:]), MIB)
+            self.assertTrue(view[MIB:] == data)
+            self.mount.register(other := kvfs.HostBuffer(4096)).release()
+            other.close()
 
 
 class GpuRegions(unittest.TestCase):

@@ -15,6 +15,7 @@ pub(crate) mod executable;
 mod hip;
 mod job;
 pub(crate) mod probe;
+mod probed;
 mod process;
 mod proto;
 pub(crate) mod serve;
@@ -30,19 +31,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use self::device::Handle;
 use self::executable::Executable;
 use self::job::Job;
-use self::probe::{Finding, Findings};
+use self::probe::Finding;
+use self::probed::{Found, Probed};
 use self::proto::Origin;
 use self::worker::{Recipe, Start, Worker};
-use super::abi::{Path, Why, feature};
+use super::abi::{Path, RegBuf, Why, feature, kind};
 use super::buffer::Memory;
 use super::engine::{Engine, Op};
 use crate::index::Slot;
+use crate::supervise::Lifeline;
 
 pub(crate) use error::GpuError;
 pub(crate) use status::GpuStatus;
@@ -101,6 +104,19 @@ pub(crate) enum GpuRequest {
     Alloc { uuid: [u8; 16], length: u64 },
 }
 
+impl GpuRequest {
+    /// For memory that a client shares, as REGISTER says it. `None` where that's no such memory.
+    pub(crate) fn shared(reg: &RegBuf, fd: Option<OwnedFd>) -> Option<GpuRequest> {
+        let &RegBuf { gpu_uuid: uuid, handle, alloc_size, offset, length, .. } = reg;
+        match (reg.kind, fd) {
+            (kind::CUDA_IPC, _) => Some(GpuRequest::Ipc { uuid, handle, alloc_size, offset, length }),
+            (kind::HIP_IPC, _) => Some(GpuRequest::Hip { uuid, handle, alloc_size, offset, length }),
+            (kind::CUDA_VMM_FD, Some(fd)) => Some(GpuRequest::Vmm { uuid, fd, alloc_size, offset, length }),
+            _ => None,
+        }
+    }
+}
+
 /// A buffer, and how its bytes move.
 pub(crate) struct Granted {
     pub(crate) buffer: GpuBuffer,
@@ -127,36 +143,29 @@ impl Drop for GpuBuffer {
     }
 }
 
-/// What the probe has found.
-struct Found {
-    hip: bool,
-    findings: Findings,
-    /// By slot.
-    dirs: HashMap<Slot, Finding>,
-}
-
 /// The GPUs of a mount.
 pub(crate) struct Gpus {
     options: GpuOptions,
     executable: Executable,
-    found: Mutex<Option<Arc<Found>>>,
-    when_found: Condvar,
+    lifeline: Arc<Lifeline>,
+    probed: Arc<Probed>,
     workers: Mutex<HashMap<Uuid, Arc<Worker>>>,
     closed: AtomicBool,
 }
 
 impl Gpus {
     /// Nothing is started yet.
-    pub(crate) fn new(options: GpuOptions) -> Arc<Gpus> {
-        Gpus::with(options, Executable::default())
+    /// `lifeline` tells a daemon after this one when the last request has ended.
+    pub(crate) fn new(options: GpuOptions, lifeline: Arc<Lifeline>) -> Arc<Gpus> {
+        Gpus::with(options, Executable::default(), lifeline)
     }
 
-    fn with(options: GpuOptions, executable: Executable) -> Arc<Gpus> {
+    fn with(options: GpuOptions, executable: Executable, lifeline: Arc<Lifeline>) -> Arc<Gpus> {
         Arc::new(Gpus {
             options,
             executable,
-            found: Mutex::default(),
-            when_found: Condvar::new(),
+            lifeline,
+            probed: Arc::default(),
             workers: Mutex::default(),
             closed: AtomicBool::new(false),
         })
@@ -182,8 +191,8 @@ impl Gpus {
                 tracing::info!("GPU memory and {}: {path:?}, {why:?}: {detail}", dir.display());
             }
             let dirs = slots.into_iter().zip(findings.dirs.iter().cloned()).collect();
-            *gpus.found.lock() = Some(Arc::new(Found { hip, findings, dirs }));
-            gpus.when_found.notify_all();
+            let early = gpus.probed.set(Found { hip, findings, dirs });
+            gpus.submit(early);
         };
         if let Err(e) = std::thread::Builder::new().name("kvfs-probe".into()).spawn(probe) {
             tracing::warn!("GPUs can't be looked for: {e}");
@@ -198,13 +207,13 @@ impl Gpus {
         let gpus = self.clone();
         let probe = move || {
             // After the probe at the start, which says for whose GPUs.
-            let Ok(first) = gpus.found(Instant::now() + 2 * probe::DEADLINE) else { return };
+            let Ok(first) = gpus.probed.wait(Instant::now() + 2 * probe::DEADLINE) else { return };
             let mut more =
                 probe::run(&gpus.executable, first.hip, std::slice::from_ref(&dir), probe::DEADLINE);
             let Some(finding) = more.dirs.pop() else { return };
             let Finding { path, why, detail } = &finding;
             tracing::info!("GPU memory and {}: {path:?}, {why:?}: {detail}", dir.display());
-            gpus.change_dirs(|dirs| drop(dirs.insert(slot, finding)));
+            gpus.probed.change_dirs(|dirs| drop(dirs.insert(slot, finding)));
         };
         if let Err(e) = std::thread::Builder::new().name("kvfs-probe".into()).spawn(probe) {
             tracing::warn!("a backing can't be tried with GPUs: {e}");
@@ -213,16 +222,7 @@ impl Gpus {
 
     /// A backing has left.
     pub(crate) fn leave(&self, slot: Slot) {
-        self.change_dirs(|dirs| drop(dirs.remove(&slot)));
-    }
-
-    fn change_dirs(&self, change: impl FnOnce(&mut HashMap<Slot, Finding>)) {
-        let mut found = self.found.lock();
-        if let Some(old) = found.as_deref() {
-            let mut dirs = old.dirs.clone();
-            change(&mut dirs);
-            *found = Some(Arc::new(Found { hip: old.hip, findings: old.findings.clone(), dirs }));
-        }
+        self.probed.change_dirs(|dirs| drop(dirs.remove(&slot)));
     }
 
     /// How an op on a file of this backing goes now to memory that a client shares, and why no better.
@@ -230,13 +230,13 @@ impl Gpus {
         if !self.options.enabled {
             return (Path::None, Why::SwitchedOff);
         }
-        let found = self.found.lock().clone();
+        let found = self.probed.get();
         found.and_then(|f| f.dirs.get(&slot).map(|d| (d.path, d.why))).unwrap_or((Path::None, Why::NotProbed))
     }
 
     /// Which kinds of buffers there can be; none until the probe has ended.
     pub(crate) fn features(&self) -> u64 {
-        match self.found.lock().as_deref() {
+        match self.probed.get().as_deref() {
             Some(found) if found.findings.gpus.is_empty() => 0,
             Some(Found { hip: false, .. }) => {
                 feature::CUDA_IPC | feature::CUDA_VMM_FD | feature::DAEMON_ALLOC
@@ -252,12 +252,12 @@ impl Gpus {
             return Err(GpuError::Off);
         }
         let deadline = Instant::now() + self.options.deadline;
-        let found = self.found(deadline)?;
+        let found = self.probed.wait(deadline)?;
         let (uuid, recipe, hip) = recipe(request)?;
         if found.findings.gpus.is_empty() || hip.is_some_and(|hip| hip != found.hip) {
             return Err(GpuError::NoGpu);
         }
-        let worker = self.worker(uuid, &found)?;
+        let worker = self.worker(uuid)?;
         let allocated = match recipe.origin {
             Origin::Own => recipe.length.checked_next_multiple_of(PAGE).ok_or(GpuError::Limit)?,
             _ => 0,
@@ -273,13 +273,25 @@ impl Gpus {
             }
         })?;
         let buffer = GpuBuffer { worker, id, allocated };
-        let (path, why) = best(&found);
+        let (path, why) = found.best();
         let (path, why) = match (&recipe.origin, made.direct) {
             (Origin::Own, Ok(())) if path == Path::CufileStaged => (Path::CufileDirect, Why::Best),
             (Origin::Own, Err(why)) if path == Path::CufileStaged => (path, why),
             _ => (path, why),
         };
         Ok(Granted { buffer, path, why, handle: made.handle.map(|h| h.0) })
+    }
+
+    /// Makes a buffer again that a daemon before had, of memory that a client shares. Waits for nothing: whether it
+    /// can be had is seen when it's used.
+    pub(crate) fn register_again(&self, request: GpuRequest) -> Result<GpuBuffer, GpuError> {
+        if !self.options.enabled {
+            return Err(GpuError::Off);
+        }
+        let (uuid, recipe, _) = recipe(request)?;
+        let worker = self.worker(uuid)?;
+        let id = worker.adopt(recipe);
+        Ok(GpuBuffer { worker, id, allocated: 0 })
     }
 
     /// Whether there is anything that a closed file matters to.
@@ -296,7 +308,7 @@ impl Gpus {
 
     /// What there is, for people.
     pub(crate) fn status(&self) -> GpuStatus {
-        let found = self.found.lock().clone();
+        let found = self.probed.get();
         let mut workers: Vec<_> = self.workers.lock().values().map(|worker| worker.status()).collect();
         workers.sort_by_key(|worker| worker.gpu);
         GpuStatus::new(self.options.enabled, found.as_deref().map(|f| (f.hip, &f.findings, &f.dirs)), workers)
@@ -310,21 +322,8 @@ impl Gpus {
         }
     }
 
-    /// Waits for the probe.
-    fn found(&self, deadline: Instant) -> Result<Arc<Found>, GpuError> {
-        let mut found = self.found.lock();
-        loop {
-            if let Some(found) = &*found {
-                return Ok(found.clone());
-            }
-            if self.when_found.wait_until(&mut found, deadline).timed_out() {
-                return Err(GpuError::NotProbed);
-            }
-        }
-    }
-
     /// The worker of a GPU. One that the probe hasn't seen may still be there: it sees one MIG instance alone.
-    fn worker(&self, uuid: Uuid, found: &Found) -> Result<Arc<Worker>, GpuError> {
+    fn worker(&self, uuid: Uuid) -> Result<Arc<Worker>, GpuError> {
         let mut workers = self.workers.lock();
         if let Some(worker) = workers.get(&uuid) {
             return Ok(worker.clone());
@@ -338,8 +337,8 @@ impl Gpus {
         let start = Start {
             options: self.options.clone(),
             executable: self.executable.clone(),
-            hip: found.hip,
-            cufile: found.dirs.values().any(|f| by_cufile(f.path)),
+            probed: self.probed.clone(),
+            lifeline: self.lifeline.clone(),
         };
         let worker = Worker::new(uuid, start).map_err(|e| GpuError::Worker(e.to_string()))?;
         workers.insert(uuid, worker.clone());
@@ -366,10 +365,11 @@ impl Gpus {
 impl Engine for Gpus {
     /// The best that any backing allows.
     fn path(&self) -> Path {
-        self.found.lock().as_deref().map_or(Path::None, |found| best(found).0)
+        self.probed.get().map_or(Path::None, |found| found.best().0)
     }
 
     fn submit(&self, ops: Vec<Op>) {
+        let ops = self.probed.unless_early(ops);
         // By buffer, in the order that they came in.
         let mut groups: Vec<(Arc<Worker>, u64, Vec<Job>)> = Vec::new();
         for op in ops {
@@ -392,15 +392,6 @@ impl Engine for Gpus {
 
 fn by_cufile(path: Path) -> bool {
     matches!(path, Path::CufileStaged | Path::Hipfile)
-}
-
-/// The best of all backings, or else what the first of them has to say.
-fn best(found: &Found) -> (Path, Why) {
-    let mut slots: Vec<&Slot> = found.dirs.keys().collect();
-    slots.sort();
-    let dirs: Vec<&Finding> = slots.into_iter().filter_map(|slot| found.dirs.get(slot)).collect();
-    let best = dirs.iter().find(|d| by_cufile(d.path)).or(dirs.iter().find(|d| d.path != Path::None));
-    best.or(dirs.first()).map_or((Path::None, Why::NotProbed), |d| (d.path, d.why))
 }
 
 /// A request as the worker needs it, on which GPU, and whether that's one of AMD's if it matters.

@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::GpuError;
 use super::job::Job;
 use super::probe;
+use super::probed::Found;
 use super::proto::{Channel, Made, Op, Reply, Request};
 use super::worker::{Counters, Start};
 
@@ -67,15 +68,20 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts it. The calling thread has to live as long as it: the kernel kills it when that thread ends.
-    pub(super) fn start(gpu: Uuid, start: &Start, counters: Arc<Counters>) -> std::io::Result<Process> {
+    pub(super) fn start(
+        gpu: Uuid,
+        start: &Start,
+        found: &Found,
+        counters: Arc<Counters>,
+    ) -> std::io::Result<Process> {
         let (channel, theirs) = Channel::pair()?;
         let options = &start.options;
         let mut args = vec!["gpu".to_owned(), "--uuid".into(), gpu.to_string()];
         args.extend(["--ring-slots".into(), options.ring_slots.to_string()]);
         args.extend(["--slot-bytes".into(), options.slot_bytes.to_string()]);
         args.extend(["--submitters".into(), options.submitters.to_string()]);
-        args.extend(start.hip.then(|| "--hip".to_owned()));
-        args.extend(start.cufile.then(|| "--cufile".to_owned()));
+        args.extend(found.hip.then(|| "--hip".to_owned()));
+        args.extend(found.has_cufile().then(|| "--cufile".to_owned()));
         let args = args.into_iter().map(Into::into).collect();
         let mut command = start.executable.command(args);
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null());
@@ -83,6 +89,9 @@ impl Process {
         // Our copy of its end.
         drop(command);
         let pid = child.id();
+        if let Some(own) = start.lifeline.own() {
+            channel.send(&Request::Lifeline, &[own], || true)?;
+        }
         let line = Arc::new(Line {
             gpu,
             channel,

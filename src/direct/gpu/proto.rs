@@ -62,6 +62,8 @@ pub(super) enum Request {
     Forget { serial: u64 },
     /// Transfers.
     Ops(Vec<Op>),
+    /// What comes with it is to be held as long as anything may be under way.
+    Lifeline,
 }
 
 /// A transfer.

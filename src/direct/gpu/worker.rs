@@ -21,9 +21,11 @@ use uuid::Uuid;
 
 use super::executable::Executable;
 use super::job::Job;
+use super::probed::Probed;
 use super::process::{Lost, Process};
 use super::proto::{self, Made, Origin, Request};
 use super::{GpuError, GpuOptions};
+use crate::supervise::Lifeline;
 
 // What `status` shows is public with it.
 /// How a worker stands.
@@ -74,6 +76,8 @@ pub(super) struct Recipe {
 /// What the worker's thread is told.
 enum Command {
     Register(u64, Arc<Recipe>, SyncSender<Result<Made, GpuError>>, Instant),
+    /// One that was registered with a daemon before.
+    Adopt(u64, Arc<Recipe>),
     Jobs(u64, Vec<Job>),
     Drop(u64),
     Forget(u64),
@@ -102,9 +106,8 @@ pub(super) struct Worker {
 pub(super) struct Start {
     pub(super) options: GpuOptions,
     pub(super) executable: Executable,
-    pub(super) hip: bool,
-    /// Whether there's a backing that cuFile can read.
-    pub(super) cufile: bool,
+    pub(super) probed: Arc<Probed>,
+    pub(super) lifeline: Arc<Lifeline>,
 }
 
 impl Worker {
@@ -155,6 +158,14 @@ impl Worker {
                 })
             }
         }
+    }
+
+    /// Has a buffer from a daemon before, which is made when it's used. Its number.
+    pub(super) fn adopt(&self, recipe: Recipe) -> u64 {
+        let id = self.next.fetch_add(1, Relaxed);
+        self.counters.buffers.fetch_add(1, Relaxed);
+        self.tell(Command::Adopt(id, Arc::new(recipe)));
+        id
     }
 
     /// Moves bytes to and from a buffer.
@@ -257,6 +268,7 @@ impl Keeper {
                 }
                 self.send_buffer(id, &recipe);
             }
+            Command::Adopt(id, recipe) => drop(self.recipes.insert(id, recipe)),
             Command::Jobs(buffer, jobs) => self.jobs(buffer, jobs),
             Command::Drop(id) => {
                 self.recipes.remove(&id);
@@ -347,7 +359,8 @@ impl Keeper {
             let error = self.status.lock().last_error.clone().unwrap_or_default();
             return Err(GpuError::Worker(format!("{error}; the next try is in {} ms", wait.as_millis())));
         }
-        match Process::start(self.gpu, &self.start, self.counters.clone()) {
+        let found = self.start.probed.get().ok_or(GpuError::NotProbed)?;
+        match Process::start(self.gpu, &self.start, &found, self.counters.clone()) {
             Ok(process) => {
                 let mut status = self.status.lock();
                 (status.pid, status.state) = (Some(process.pid()), WorkerState::Running);

@@ -16,6 +16,7 @@ use super::ring::Ring;
 use crate::direct::abi::Path;
 use crate::direct::engine::{Engine, Op};
 use crate::index::{MAX_BACKINGS, Slot};
+use crate::supervise::Lifeline;
 
 /// io_uring into clients' memory.
 pub(crate) struct HostEngine {
@@ -26,6 +27,7 @@ pub(crate) struct HostEngine {
 struct Rings {
     started: [OnceLock<Ring>; MAX_BACKINGS],
     starting: Mutex<()>,
+    lifeline: Arc<Lifeline>,
 }
 
 impl Rings {
@@ -34,7 +36,7 @@ impl Rings {
         if let Some(place) = self.started.get(slot)
             && place.get().is_none()
         {
-            let _ = place.set(Ring::start(slot)?);
+            let _ = place.set(Ring::start(slot, &self.lifeline)?);
         }
         Ok(())
     }
@@ -60,8 +62,13 @@ impl Drop for HostBuffer {
 
 impl HostEngine {
     /// An engine for so many backings. Fails where the kernel or a container doesn't allow io_uring.
-    pub(crate) fn new(backings: impl IntoIterator<Item = Slot>) -> io::Result<HostEngine> {
-        let rings = Rings { started: [const { OnceLock::new() }; MAX_BACKINGS], starting: Mutex::new(()) };
+    /// `lifeline` tells a daemon after this one when the last request has ended.
+    pub(crate) fn new(
+        backings: impl IntoIterator<Item = Slot>,
+        lifeline: Arc<Lifeline>,
+    ) -> io::Result<HostEngine> {
+        let started = [const { OnceLock::new() }; MAX_BACKINGS];
+        let rings = Rings { started, starting: Mutex::new(()), lifeline };
         backings.into_iter().try_for_each(|slot| rings.start(slot.index()))?;
         Ok(HostEngine { rings: Arc::new(rings) })
     }

@@ -22,6 +22,7 @@ use super::plan::{Piece, plan};
 use crate::direct::abi::Path;
 use crate::direct::buffer::Memory;
 use crate::direct::engine::{Direction, Op};
+use crate::supervise::Lifeline;
 
 const ENTRIES: u32 = 256;
 /// Requests that may be under way at once; further ops wait in the inbox.
@@ -48,7 +49,7 @@ struct Inbox {
 
 impl Ring {
     /// Makes a ring and starts its thread.
-    pub(super) fn start(number: usize) -> io::Result<Ring> {
+    pub(super) fn start(number: usize, lifeline: &Arc<Lifeline>) -> io::Result<Ring> {
         let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let inbox = Arc::new(Inbox {
             ops: Mutex::default(),
@@ -58,12 +59,13 @@ impl Ring {
             stop: AtomicBool::new(false),
         });
         let (told, ready) = std::sync::mpsc::channel();
-        let theirs = inbox.clone();
+        let (theirs, lifeline) = (inbox.clone(), lifeline.clone());
         std::thread::Builder::new().name(format!("kvfs-direct-{number}")).spawn(move || {
             // On its own thread: the ring is then the thread's alone.
             let made = make_ring();
             match made {
                 Ok(ring) => {
+                    lifeline.hold_by(&ring.submitter());
                     let _ = told.send(Ok(()));
                     drop(told);
                     Worker::new(ring, theirs).run();

@@ -1,13 +1,15 @@
 """Registered buffers, and which of them a piece of memory is in.
 
 What always holds: a registration is good for one mount session and one process. One that is used after a
-remount, or in a forked child, is made anew first, so that callers never see that it was gone.
+remount, or in a forked child, is made anew first, and so is one that a daemon after a crash doesn't know, so that
+callers never see that it was gone.
 """
 
 import errno
 import os
 import socket
 import threading
+import time
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
@@ -17,6 +19,9 @@ from ._host import HostBuffer, memory_of
 
 if TYPE_CHECKING:
     from ._mount import Mount
+
+_PATIENCE = 5.0  # seconds that the socket of a daemon that has died is missed at most
+_PAUSE = 0.01
 
 READ = _abi.BUF_RD
 WRITE = _abi.BUF_WR
@@ -40,6 +45,18 @@ class Registered:
                 self._id = self._register()
                 self._made_for = wanted
             return self._id
+
+    def renew(self, number: int) -> bool:
+        """The mount doesn't know `number`, which was the buffer's: registers it again, if that can be."""
+        wanted = (self.mount.session, os.getpid())
+        with self._lock:
+            if self._id == number:
+                try:
+                    self._id = self._register()
+                except (OSError, _cuda.CudaError):
+                    return False
+                self._made_for = wanted
+            return self._id != 0
 
     def _register(self) -> int:
         if isinstance(self.object, HostBuffer):
@@ -72,7 +89,11 @@ class Registered:
         if number and current:
             argument = bytearray(_abi.UNREG_BUF.pack(number, 0, 0))
             with self.mount._directory() as fd:
-                _abi.ioctl(fd, _abi.NR_UNREGISTER, argument)
+                try:
+                    _abi.ioctl(fd, _abi.NR_UNREGISTER, argument)
+                except Error as error:
+                    if error.errno != errno.ENOENT:  # it went with a daemon that died
+                        raise
 
     def __enter__(self) -> "Registered":
         return self
@@ -147,11 +168,24 @@ def _register(mount: "Mount", access: int, fields: _Fields) -> _Answer:
         try:
             return _register_once(directory, access, fields, fields.fd, method, 0)
         except Error as error:
-            # It's asked anew: the socket comes a moment after the mount.
-            if error.errno != errno.EPERM or fields.fd < 0 or not mount.query().has("fd_socket"):
+            # It's asked anew where there was none: the socket comes a moment after the mount.
+            if error.errno != errno.EPERM or fields.fd < 0:
                 raise
-        token = _send_fd(mount.root(), fields.fd)
-        return _register_once(directory, access, fields, -1, _abi.FD_SENT, token)
+            if not mount.has("fd_socket") and not mount.query().has("fd_socket"):
+                raise
+        until = time.monotonic() + _PATIENCE
+        while True:
+            # With a daemon that dies the socket goes, and what was sent to it; another comes with the next.
+            try:
+                token = _send_fd(mount.root(), fields.fd)
+                return _register_once(directory, access, fields, -1, _abi.FD_SENT, token)
+            except OSError as error:
+                if error.errno not in _GONE or time.monotonic() > until:
+                    raise
+            time.sleep(_PAUSE)
+
+
+_GONE = (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
 
 
 def _register_once(directory: int, access: int, f: _Fields, fd: int, method: int, token: int) -> _Answer:
@@ -185,7 +219,7 @@ def _send_fd(root: str, fd: int) -> int:
     finally:
         os.close(directory)
     if len(answer) != _abi.FD_ANSWER.size:
-        raise Error(errno.EPERM, "the socket for descriptors")
+        raise Error(errno.ECONNRESET, "the socket for descriptors")
     number, _, token = _abi.FD_ANSWER.unpack(answer)
     if number != 0:
         raise Error(number, "the socket for descriptors")

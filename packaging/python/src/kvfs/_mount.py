@@ -87,6 +87,12 @@ class File:
             self.close()
             raise
 
+    def renew(self, token: int) -> bool:
+        """The mount doesn't know `token`, which was the file's: asks for another. False if it's the same."""
+        if self.token == token:
+            self.token = query(self._fd).file_token
+        return self.token != token
+
     def fileno(self) -> int:
         """The descriptor."""
         return self._fd

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _PIECE_ALIGN = 1 << 20  # pieces of longer transfers begin at multiples of this: direct I/O stays possible
 
 
+# A daemon after a crash may know neither a buffer nor a file, tells of one at a time, and may die as well.
+_TRIES = 8
+
+
 class Outcome(NamedTuple):
     """What became of a transfer."""
 
@@ -45,6 +49,22 @@ class _Transfer:
         self.keep: Any = None  # alive until it's done
         self.moved, self.short = 0, False
         self.error: Optional[OSError] = None
+        self.numbers = (0, 0)  # the buffer's and the file's that it was submitted with
+
+    def renewed(self) -> bool:
+        """Whether it failed because a daemon after a crash doesn't know what it names, and does so now: then
+        nothing has been done of it."""
+        number = self.error.errno if isinstance(self.error, Error) else None
+        try:
+            if number == errno.ENOENT and self.region is not None:
+                known = self.region.renew(self.numbers[0])
+            else:
+                known = number == errno.EBADF and self.file.renew(self.numbers[1])
+        except OSError:
+            known = False
+        if known:
+            self.moved, self.short, self.error = 0, False, None
+        return known
 
     def add(self, asked: int, result: int) -> None:
         """Counts the result of a piece."""
@@ -185,6 +205,14 @@ class Batch:
                 cuda.synchronize(ordinal, stream)
 
     def _submit_direct(self, transfers: List[_Transfer]) -> None:
+        for _ in range(_TRIES):
+            self._submit_once(transfers)
+            transfers = [transfer for transfer in transfers if transfer.renewed()]
+            if not transfers:
+                return
+        self._submit_once(transfers)
+
+    def _submit_once(self, transfers: List[_Transfer]) -> None:
         for call in _calls(transfers, *self._limits()):
             header = bytearray(_abi.BATCH.pack(len(call), 0, 0, 0))
             try:
@@ -210,11 +238,12 @@ class Batch:
         region, file = transfer.region, transfer.file
         if region is None or file.fileno() < 0:
             raise Error(errno.EBADF, "SUBMIT")
+        transfer.numbers = (region.id(), file.token)
         return _abi.OP.pack(
             _abi.OP_WRITE if transfer.write else _abi.OP_READ,
             0,
-            file.token,
-            region.id(),
+            transfer.numbers[1],
+            transfer.numbers[0],
             transfer.region_offset + at,
             transfer.file_offset + at,
             length,

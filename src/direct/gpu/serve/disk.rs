@@ -11,6 +11,7 @@ use io_uring::{IoUring, opcode, types};
 use rustix::io::Errno;
 
 use crate::direct::engine::Direction;
+use crate::supervise::Lifeline;
 
 /// How many can be under way.
 pub(super) const DEPTH: usize = 2;
@@ -36,6 +37,13 @@ pub(super) struct Disk {
 impl Disk {
     pub(super) fn new() -> Disk {
         Disk { ring: IoUring::new(DEPTH as u32).ok(), under_way: [false; DEPTH], answers: [None; DEPTH] }
+    }
+
+    /// Has its end be seen by a daemon after this process's.
+    pub(super) fn hold(&self, lifeline: Option<&Lifeline>) {
+        if let (Some(ring), Some(lifeline)) = (&self.ring, lifeline) {
+            lifeline.hold_by(&ring.submitter());
+        }
     }
 
     /// Starts a transfer under a number, under which none is under way.

@@ -26,6 +26,7 @@ use super::device::{Address, Device, OpenError};
 use super::proto::{Channel, Reply, Request};
 use super::{cuda, hip};
 use crate::direct::abi::{Path, Why};
+use crate::supervise::Lifeline;
 
 /// What the command line of a worker says.
 #[derive(Clone, Debug)]
@@ -74,6 +75,8 @@ struct Worker {
     memory: Memory,
     files: Files,
     queue: Queue,
+    /// The daemon's: held until the process has ended.
+    lifeline: OnceLock<Lifeline>,
     /// Made when the first file wants it.
     ring: OnceLock<Result<&'static Ring, Why>>,
 }
@@ -111,6 +114,7 @@ pub(crate) unsafe fn run(mut setup: Setup) -> Result<(), ServeError> {
         memory: Memory::new(device.clone()),
         files: Files::default(),
         queue: Queue::default(),
+        lifeline: OnceLock::new(),
         ring: OnceLock::new(),
         setup,
         device,
@@ -199,6 +203,10 @@ impl Worker {
                 }
                 let outcome = made.map_err(|e| e.refused());
                 self.reply(&Reply::Buffer { id, outcome });
+            }
+            Request::Lifeline => {
+                let held = fds.into_iter().next().map(Lifeline::held);
+                let _ = held.map(|held| self.lifeline.set(held));
             }
             Request::Drop { id } => self.memory.drop(id),
             Request::File { serial, direct, cufile } => self.files.add(serial, fds, direct, cufile),

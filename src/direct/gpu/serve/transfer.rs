@@ -96,6 +96,10 @@ impl Submitter {
         let mut lane = None;
         loop {
             let part = worker.queue.next();
+            if lane.is_none() {
+                // It came before the first op.
+                self.disk.hold(worker.lifeline.get());
+            }
             let mut move_it = || self.transfer(&mut lane, &*worker.device, &part);
             let (result, path) = match part.direction {
                 Direction::Read => move_it(),

@@ -109,7 +109,7 @@ impl Bench {
     }
 
     pub(super) fn gpus(&self) -> Arc<Gpus> {
-        let gpus = Gpus::with(self.options.clone(), self.executable());
+        let gpus = Gpus::with(self.options.clone(), self.executable(), Arc::default());
         gpus.probe(vec![(Slot(0), self.backing())]);
         gpus
     }
