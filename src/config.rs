@@ -26,6 +26,16 @@ pub enum PassthroughMode {
     Require,
 }
 
+/// When other processes see a new file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Publish {
+    /// At once, as in any file system.
+    OnCreate,
+    /// When it's closed; one that never is, because its writer was killed, is removed.
+    #[default]
+    OnClose,
+}
+
 /// Whether files answer the ioctls of the fast path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum DirectMode {
@@ -107,6 +117,8 @@ pub struct MountConfig {
     pub gpu_map: GpuMap,
     /// Whether the kernel may pass data through.
     pub passthrough: PassthroughMode,
+    /// When other processes see a new file.
+    pub publish: Publish,
     /// A miss in the index is final: nobody else changes the backings.
     pub exclusive: bool,
     /// How long the kernel may keep what others may change.

@@ -21,6 +21,7 @@ mod setup;
 mod space;
 mod spec;
 mod state;
+pub mod unclosed;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -47,6 +48,7 @@ pub use space::{Limit, MinFree, Promise, Room, Space, parse_bytes};
 pub use spec::Spec;
 pub use state::State;
 use state::StateCell;
+use unclosed::Unclosed;
 
 /// Whether the kernel passes a backing's data through, and if not, why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +93,7 @@ pub struct Backing {
     marker: Marker,
     root: OwnedFd,
     passthrough: OnceLock<Passthrough>,
+    unclosed: OnceLock<Unclosed>,
 }
 
 impl Backing {
@@ -130,6 +133,16 @@ impl Backing {
     /// Decides it. The first word counts.
     pub fn set_passthrough(&self, state: Passthrough) {
         let _ = self.passthrough.set(state);
+    }
+
+    /// Its list of files that aren't closed, where that's kept.
+    pub fn unclosed(&self) -> Option<&Unclosed> {
+        self.unclosed.get()
+    }
+
+    /// Keeps that list from now on. The first one counts.
+    pub fn keep_unclosed(&self, list: Unclosed) {
+        let _ = self.unclosed.set(list);
     }
 
     /// What it takes, as the operator has set it.

@@ -98,6 +98,7 @@ impl Backing {
             marker: Marker::stand_in(id, root.try_clone()?),
             root: root.into(),
             passthrough: Default::default(),
+            unclosed: Default::default(),
         })
     }
 
@@ -122,6 +123,7 @@ impl Backing {
             marker: Marker::stand_in(self.id(), root.try_clone()?),
             root: root.into(),
             passthrough: self.passthrough.clone(),
+            unclosed: Default::default(),
         })
     }
 

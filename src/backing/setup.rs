@@ -291,6 +291,7 @@ pub(super) fn open_backing(
         marker,
         root,
         passthrough: Default::default(),
+        unclosed: Default::default(),
     })
 }
 

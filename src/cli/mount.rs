@@ -14,7 +14,8 @@ use super::supervised::{Beginning, SupervisedArgs, be_parent, by_systemd, notify
 use super::{Failure, logging};
 use crate::backing::{self, Defaults, MinFree, Missing, Spec};
 use crate::config::{
-    Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, Supervise, backing_specs, default_threads,
+    Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, Publish, Supervise, backing_specs,
+    default_threads,
 };
 use crate::control::{About, Context, Daemon, Drives, Jobs, Server, Upgrades};
 use crate::direct::{Direct, DirectOptions};
@@ -72,6 +73,11 @@ pub(super) struct MountArgs {
     /// through the daemon. require: fail if it can't on every backing
     #[arg(long, default_value = "auto", value_name = "MODE")]
     passthrough: PassthroughMode,
+
+    /// When other processes see a new file. on-close: when its writer has closed it; one whose writer was killed
+    /// before is removed. on-create: at once
+    #[arg(long, default_value = "on-close", value_name = "WHEN")]
+    publish: Publish,
 
     /// Nobody but this mount changes the backings: names that it doesn't know are absent, without asking the
     /// backings, and the kernel remembers that
@@ -222,6 +228,7 @@ impl MountArgs {
             placement: self.placement.clone(),
             gpu_map,
             passthrough: self.passthrough,
+            publish: self.publish,
             exclusive: self.exclusive,
             defaults: Defaults { min_free, capacity: self.capacity.each },
             retention: self.retention()?,
@@ -346,6 +353,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         open_dirs,
         idle_files,
         open_files: open_files(limit, open_dirs, idle_files),
+        on_close: config.publish == Publish::OnClose,
         survival: beginning.survival.clone(),
     };
     let fs = Arc::new(Fs::new(backings, options, engine, show_progress()).map_err(Failure::other)?);
@@ -414,6 +422,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     survival.keeper.ready();
     // Written and synced: nobody waits for that.
     backing::remember_members(&fs.backings());
+    fs.start_checkpoints();
     let rules = fs.clone();
     std::thread::spawn(move || rules.serve_rules());
     jobs.resume();
@@ -424,6 +433,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     drop(control);
     fs.retention.stop();
     let _ = evictor.join();
+    fs.end_checkpoints();
     fs.end_keeping();
     tracing::info!("unmounted from {}", config.mount_point.display());
     ended.map_err(|e| Failure::other(format!("the session ended with an error: {e}")))

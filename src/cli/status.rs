@@ -202,6 +202,12 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
         s.index.files, s.index.dirs, s.index.shadows, s.index.unreadable, s.index.scan_ms
     )?;
     writeln!(out, "  open files   {}", s.open_files)?;
+    let p = &s.publish;
+    writeln!(
+        out,
+        "  publish      {}: {} not closed yet; removed as torn: {} at the start, {} since",
+        p.publish, p.unpublished, p.dropped_at_start, p.dropped
+    )?;
     retention(out, &s.retention)?;
     direct(out, &s.direct)?;
     writeln!(out, "  sandbox      {}", s.sandbox)?;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::JobStatus;
 use crate::backing::{Backing, Condition, Health, Passthrough, State};
 use crate::direct::{Direct, DirectStatus};
-use crate::fs::Fs;
+use crate::fs::{Fs, PublishStatus};
 use crate::printable::printable;
 use crate::retention::RetentionStatus;
 use crate::supervise::Handover;
@@ -60,6 +60,9 @@ pub struct Status {
     pub rules: Vec<RuleStatus>,
     /// Files open now.
     pub open_files: u64,
+    /// When other processes see a new file, and what came of it.
+    #[serde(default)]
+    pub publish: PublishStatus,
     /// How much may stay, and what went.
     pub retention: RetentionStatus,
     /// Work on the backings: what is under way, or what was last.
@@ -270,6 +273,7 @@ impl Status {
             },
             rules: fs.rules().into_iter().map(RuleStatus::from).collect(),
             open_files: fs.handles_open() as u64,
+            publish: fs.publish_status(),
             retention: fs.retention.status(fs),
             job: None,
             last_upgrade: None,

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::attr::stat_fd;
 use super::creds::keeping_setgid;
+use super::hiding::{SYNCED, UNSYNCED};
 use super::xattr::{get_path, list_path};
 use super::{DirFd, proc_path};
 use crate::index::Kind;
@@ -215,6 +216,8 @@ impl Original {
             let value = match get_path(&from, &name) {
                 // Removed meanwhile; that's found out later.
                 Err(Errno::NODATA) => continue,
+                // A copy is on its device before it takes the name.
+                Ok(_) if name == UNSYNCED.as_bytes() => SYNCED.to_vec(),
                 value => value.map_err(CopyError::Source)?,
             };
             match rustix::fs::setxattr(&to, &*name, &value, XattrFlags::empty()) {

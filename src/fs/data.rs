@@ -71,9 +71,14 @@ impl Fs {
     /// Puts the file on the device.
     pub fn fsync(&self, fh: u64, data_only: bool) -> Result<()> {
         let handle = self.handle_of(fh)?;
+        if self.acknowledged_by_sync(&handle.node)? {
+            return Ok(());
+        }
         let fd = handle.node.writable()?;
         let synced = if data_only { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) };
-        synced.map_err(Error::on(handle.node.slot))
+        synced.map_err(Error::on(handle.node.slot))?;
+        self.publish.with(handle.node.node, |hidden| hidden.synced = true);
+        Ok(())
     }
 
     /// Puts a directory on the device, on every backing that has it.

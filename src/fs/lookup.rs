@@ -26,7 +26,7 @@ impl Fs {
     /// Looks a name up for a thread, and makes the kernel know its node. What was evicted may be found as a
     /// ghost: the kernel must not keep anything of it, nor of its absence.
     pub fn lookup_for(&self, tid: u32, parent: NodeId, name: &[u8]) -> Result<Entry> {
-        let found = self.lookup(parent, name);
+        let found = self.lookup(parent, name).and_then(|found| self.shown_to(tid, found));
         match (&found, parent.node()) {
             (Err(e), Some(Node::Dir(dir))) if e.errno() == Errno::NOENT => {
                 self.ghosts.look_up(dir, name, tid).map_or(found, Ok)
@@ -37,7 +37,8 @@ impl Fs {
 
     /// Whether the kernel may remember that a name is absent.
     pub fn is_final(&self, parent: NodeId, name: &[u8]) -> bool {
-        self.keeps_misses() && !matches!(parent.node(), Some(Node::Dir(dir)) if self.ghosts.has(dir, name))
+        let may_be_there = |dir| self.ghosts.has(dir, name) || self.is_hidden_name(dir, name);
+        self.keeps_misses() && !matches!(parent.node(), Some(Node::Dir(dir)) if may_be_there(dir))
     }
 
     /// Whether a node is an evicted file's ghost, of which a thread wants more than to remove its name.

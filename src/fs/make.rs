@@ -40,10 +40,13 @@ impl Fs {
         if is_done() {
             // By a daemon that died before it could say so.
             let made = self.lookup(parent, name)?;
-            return Ok((made, self.open(caller, made.node, flags & !libc::O_TRUNC)?));
+            let opened = self.open(caller, made.node, flags & !libc::O_TRUNC)?;
+            self.opened_by(caller.tid, made.node, flags);
+            return Ok((made, opened));
         }
         if let Some(existing) = self.existing_file(parent, dir, name, flags)? {
             let opened = self.open(caller, existing.node, flags)?;
+            self.opened_by(caller.tid, existing.node, flags);
             self.opened_to_write(caller.tid, existing.node, flags);
             return Ok((existing, opened));
         }
@@ -51,7 +54,9 @@ impl Fs {
         let room = self.room_to_open(caller)?;
         let path = self.index.read().path_of(dir, name);
         let creator = self.retention.creator_of(caller.tid, &path);
+        let writer = self.writer_of(caller, flags);
         let make = |place: &Place| {
+            let making = self.making(place.slot, &place.dir, name, writer)?;
             let open = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let acting = Acting::as_caller(caller);
             let fd = keeping_setgid(mode, || {
@@ -68,9 +73,11 @@ impl Fs {
                 );
             }
             let stat = stat_fd(&fd)?;
-            Ok((fd, stat))
+            crash_point("make between", name);
+            let hidden = making.map(|making| making.made(&fd, &stat)).transpose()?;
+            Ok((fd, stat, hidden))
         };
-        let made = self.make(caller, dir, name, make, |place, (fd, stat)| {
+        let made = self.make(caller, dir, name, make, |place, (fd, stat, hidden)| {
             let mut index = self.index.write();
             let file = FileRef {
                 slot: place.slot,
@@ -78,6 +85,9 @@ impl Fs {
                 kind: Kind::File,
                 reason: place.decision.map_or(Reason::Hash, |d| d.reason).code(),
             };
+            if hidden.is_some() {
+                self.publish.hide(file.node(), 1, hidden, writer);
+            }
             let entry = index.add_file(dir, name, file)?.map_err(|_| Errno::EXIST)?;
             index.remember(entry);
             index.used_at(entry, self.retention.now());
@@ -93,11 +103,17 @@ impl Fs {
             Ok((attr, self.enter_created(file, fd, self.promise_in(dir))))
         });
         match made {
-            Ok((attr, open)) => Ok((attr, self.finish_open_created(open, flags, room)?)),
+            Ok((attr, open)) => {
+                let opened = self.finish_open_created(open, flags, room);
+                self.created_with(attr.node, flags, &opened);
+                Ok((attr, opened?))
+            }
             // Somebody made it behind the mount's back, on the very backing.
             Err(e) if e.errno() == Errno::EXIST && flags & libc::O_EXCL == 0 => {
                 let existing = self.lookup(parent, name)?;
-                Ok((existing, self.open(caller, existing.node, flags)?))
+                let opened = self.open(caller, existing.node, flags)?;
+                self.opened_by(caller.tid, existing.node, flags);
+                Ok((existing, opened))
             }
             Err(e) => Err(e),
         }

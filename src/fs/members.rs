@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
+use super::torn::{Lives, Torn};
 use super::{Fs, Result, source_at};
 use crate::backing::{Backing, State};
 use crate::index::{
@@ -69,7 +70,10 @@ impl Fs {
     pub(crate) fn join(&self, backing: Backing) -> Result<Brought> {
         let (slot, state) = (backing.slot, backing.state());
         let source_root = backing.root().try_clone_to_owned()?;
-        let source = source_at(slot, std::os::fd::AsFd::as_fd(&source_root), Reason::FoundAtScan);
+        let torn = Torn::on(&backing, Lives::None);
+        let sieve = torn.as_ref().and_then(Torn::sieve);
+        let root = std::os::fd::AsFd::as_fd(&source_root);
+        let source = Source { sieve, ..source_at(slot, root, Reason::FoundAtScan) };
         let subtree = read_subtree(&source);
         self.record_joining(&backing);
         super::fault::first_point("join recorded", &self.state);
@@ -103,6 +107,12 @@ impl Fs {
         brought.files = self.index.read().files_on(slot).saturating_sub(before);
         super::fault::first_point("join merged", &self.state);
         self.tell_appeared(&joined.appeared);
+        if let Some(torn) = torn
+            && let Err(e) = torn.end(&backing, &self.index, &self.publish)
+        {
+            tracing::warn!("backing {}: no list of unclosed files: {e}", backing.path.display());
+        }
+        self.checkpoints.of(&backing);
         backing.set_state(state);
         Ok(brought)
     }
@@ -257,6 +267,9 @@ impl Fs {
         super::fault::first_point("part swept", &self.state);
         self.dirs.leave(slot);
         self.open.leave(slot);
+        if !force && let Some(Err(e)) = backing.unclosed().map(|list| list.checkpoint(true)) {
+            tracing::warn!("backing {}: no last checkpoint: {e}", backing.path.display());
+        }
         if !force {
             // Nothing is in them that anybody could see: they must not come back if the backing does.
             remove_dirs(&backing, &paths);

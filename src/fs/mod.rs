@@ -18,6 +18,7 @@ mod evict;
 mod fault;
 mod gate;
 mod ghost;
+mod hiding;
 mod identity;
 mod lease;
 mod link;
@@ -31,6 +32,7 @@ mod open_table;
 mod outage;
 mod pin;
 mod prefix;
+mod publish;
 mod readdir;
 mod recover;
 mod relocate;
@@ -45,6 +47,7 @@ mod socket;
 mod stats;
 mod still;
 mod tell;
+mod torn;
 mod xattr;
 
 use std::num::NonZeroUsize;
@@ -74,6 +77,7 @@ pub(crate) use fault::{crash_point, point as fault_point};
 pub use open::{Data, Opened};
 pub(crate) use pin::{Passage, Pinned};
 pub(crate) use prefix::Found;
+pub use publish::PublishStatus;
 pub use readdir::{DirEntry, DirEntryPlus};
 pub use recover::Recovered;
 pub(crate) use relocate::{Item, NotMoved};
@@ -89,8 +93,10 @@ use ghost::Ghosts;
 use locks::NameLocks;
 use moving::Moving;
 use open_table::OpenTable;
+use publish::Publishing;
 use still::Stillness;
 use tell::Teller;
+use torn::{Checkpoints, Lives, Torn};
 
 /// How a filesystem is to behave.
 pub struct Options {
@@ -106,6 +112,8 @@ pub struct Options {
     pub open_dirs: NonZeroUsize,
     /// How many files may be kept ready for their next open.
     pub idle_files: NonZeroUsize,
+    /// A file is hidden from other processes until it's closed.
+    pub on_close: bool,
     /// How many descriptors there may be for handles.
     pub open_files: NonZeroUsize,
     /// What a daemon after this one will need.
@@ -164,6 +172,8 @@ pub struct Fs {
     /// How much may stay.
     pub retention: Arc<Retention>,
     ghosts: Ghosts,
+    publish: Publishing,
+    checkpoints: Arc<Checkpoints>,
     /// Where what outlives this daemon is written down.
     state: Option<Arc<State>>,
     keeper: Arc<Keeper>,
@@ -188,12 +198,29 @@ impl Fs {
         if let Some(state) = &state {
             settle::settle_all(&backings, state, &work);
         }
-        let sources: Vec<_> = backings.iter().filter(|b| !b.health.is_out()).map(source).collect();
+        let lives = match state.as_ref().is_some_and(|state| state.is_recovered()) {
+            true => Lives::All,
+            false => Lives::None,
+        };
+        let there = || backings.iter().filter(|b| !b.health.is_out());
+        let torn: Vec<_> = there().map(|backing| Torn::on(backing, lives.clone())).collect();
+        let sources: Vec<_> = there().zip(&torn).map(|(b, torn)| source(b, torn.as_ref())).collect();
         let (mut index, scan) =
             index::scan(&sources, state.clone(), progress).map_err(std::io::Error::other)?;
+        drop(sources);
         backings.iter().filter(|b| b.health.is_out()).for_each(|b| index.expel(b.slot));
         if options.retention.total.is_some() || backings.iter().any(|b| b.space.capacity.is_some()) {
             index.start_counting();
+        }
+        let index = RwLock::new(index);
+        let publish = Publishing::new(options.on_close);
+        for (backing, torn) in backings.iter().filter(|b| !b.health.is_out()).zip(torn) {
+            torn.map_or(Ok(()), |torn| torn.end(backing, &index, &publish)).map_err(|e| {
+                std::io::Error::other(format!(
+                    "backing {}: its list of unclosed files: {e}",
+                    backing.path.display()
+                ))
+            })?;
         }
         let set = set::Set::new(state.clone(), &backings);
         let invalidate = tell::Invalidate::default();
@@ -201,7 +228,7 @@ impl Fs {
         Ok(Fs {
             dirs: Dirs::new(&backings, options.open_dirs)?,
             backings: Backings::new(backings, set.ids()),
-            index: RwLock::new(index),
+            index,
             locks: NameLocks::new(),
             still: Stillness::new(),
             open: OpenTable::new(options.idle_files, options.open_files, state.clone()),
@@ -224,6 +251,8 @@ impl Fs {
             data_changed: OnceLock::new(),
             socket: socket::Socket::default(),
             ghosts: Ghosts::new(),
+            publish,
+            checkpoints: Arc::default(),
             state,
             keeper,
             set,
@@ -350,13 +379,15 @@ impl Fs {
     }
 }
 
-fn source(backing: &Backing) -> index::Source<'_> {
-    source_at(backing.slot, backing.root(), Reason::FoundAtScan)
+fn source<'a>(backing: &'a Backing, torn: Option<&'a Torn>) -> index::Source<'a> {
+    let sieve = torn.and_then(Torn::sieve);
+    index::Source { sieve, ..source_at(backing.slot, backing.root(), Reason::FoundAtScan) }
 }
 
 /// A directory of a backing, to be read.
 fn source_at(slot: Slot, root: BorrowedFd<'_>, reason: Reason) -> index::Source<'_> {
-    index::Source { slot, root, is_reserved, is_leftover: relocate::is_temporary, reason: reason.code() }
+    let (is_leftover, reason) = (relocate::is_temporary, reason.code());
+    index::Source { slot, root, is_reserved, is_leftover, reason, sieve: None }
 }
 
 /// A name that a client may look up: the kernel sends no others, but a test or a fault may.

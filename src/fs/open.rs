@@ -75,6 +75,8 @@ pub struct Opened {
     pub fh: u64,
     /// How its data moves.
     pub data: Data,
+    /// Whether the kernel is to say when a descriptor of it is closed.
+    pub flush: bool,
 }
 
 /// One open.
@@ -165,7 +167,8 @@ impl Fs {
             Ok((data, io)) => {
                 let handle = Handle::new(open, flags, io, data, room);
                 self.keep_nameless(&handle.node);
-                Ok(Opened { fh: self.open.add_handle(handle, flags)?, data })
+                let flush = self.says_closed(handle.node.slot, handle.access);
+                Ok(Opened { fh: self.open.add_handle(handle, flags)?, data, flush })
             }
             Err(e) => {
                 self.open.give_back(open, false);
@@ -304,6 +307,8 @@ impl Fs {
 
     /// The kernel is done with a handle. One that isn't known does no harm.
     pub fn release(&self, fh: u64) {
+        // First: a daemon after this one finds the handle, or the file published.
+        self.publish_released(fh);
         let Some(handle) = self.open.remove_handle(fh) else {
             self.release_lost(fh);
             return;
@@ -476,8 +481,12 @@ impl Handle {
 
 /// What tells a file from another that gets its inode number later.
 pub(super) fn birth_of(fd: &OwnedFd) -> u64 {
-    let birth = |stat: Statx| (stat.stx_btime.tv_sec as u64) << 30 ^ u64::from(stat.stx_btime.tv_nsec);
-    stat_fd(fd).map_or(0, birth)
+    stat_fd(fd).map_or(0, |stat| birth_from(&stat))
+}
+
+/// The same by what is known of it.
+pub(super) fn birth_from(stat: &Statx) -> u64 {
+    (stat.stx_btime.tv_sec as u64) << 30 ^ u64::from(stat.stx_btime.tv_nsec)
 }
 
 /// Cuts a file off, or makes it longer, whatever way it's open.

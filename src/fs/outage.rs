@@ -13,9 +13,10 @@ use rustix::io::Errno;
 use super::locks::Locked;
 use super::members::PATIENCE;
 use super::open::Handle;
+use super::torn::{Lives, Torn};
 use super::{Changed, Error, Fs, NodeId, Result, source_at};
 use crate::backing::{Backing, Condition, Health, State, is_fault};
-use crate::index::{DirId, DirName, EntryId, FileRef, Joined, Node, Slot, What, read_subtree};
+use crate::index::{DirId, DirName, EntryId, FileRef, Joined, Node, Slot, Source, What, read_subtree};
 use crate::placement::Reason;
 use crate::supervise::Tag;
 
@@ -135,7 +136,10 @@ impl Fs {
     pub(crate) fn come_back(&self, backing: Backing) -> Result<Returned> {
         let (slot, state) = (backing.slot, backing.state());
         let root = backing.root().try_clone_to_owned()?;
-        let source = source_at(slot, std::os::fd::AsFd::as_fd(&root), Reason::FoundAtScan);
+        let torn = Torn::on(&backing, Lives::These(self.hidden_on(slot)));
+        let sieve = torn.as_ref().and_then(Torn::sieve);
+        let source =
+            Source { sieve, ..source_at(slot, std::os::fd::AsFd::as_fd(&root), Reason::FoundAtScan) };
         // Nobody is sent there, so nothing of it changes through the mount meanwhile.
         self.index.write().admit(slot);
         let (files, dirs, shadowed) = self.known_on(slot);
@@ -156,6 +160,11 @@ impl Fs {
                 index.set_shadows(entry, left);
             }
         }
+        if let Some(torn) = torn
+            && let Err(e) = torn.end(&backing, &self.index, &self.publish)
+        {
+            tracing::warn!("backing {}: no list of unclosed files: {e}", backing.path.display());
+        }
         backing.set_state(State::NoCreate);
         self.dirs.enter(&backing)?;
         let (backing, _) = self.backings.replace(backing).ok_or(Errno::STALE)?;
@@ -163,6 +172,7 @@ impl Fs {
         for (entry, copy) in joined.taken.iter().filter(|(entry, _)| !self.is_here(*entry, slot)) {
             self.prefer_newest(*entry, *copy);
         }
+        self.checkpoints.of(&backing);
         backing.set_state(state);
         self.tell_appeared(&joined.appeared);
         self.tell_returned(slot);

@@ -66,6 +66,9 @@ impl Fs {
                 (What::Dir(below), Some(_)) => dir = below,
                 // No symbolic link is followed.
                 (What::File(_), Some(_)) => return Err(Errno::NOTDIR.into()),
+                (What::File(file), None) if self.is_hidden_from(file.node(), asking.caller.tid) => {
+                    return Err(Errno::NOENT.into());
+                }
                 (What::File(file), None) if file.kind == Kind::File => {
                     return Ok(Some(Found { dir, name: name.to_vec(), file }));
                 }

@@ -84,7 +84,10 @@ impl Fs {
             let restored = node.clone().and_then(|node| self.restore_handle(node, &record).ok());
             requests.insert(record.unique, record.fh);
             match restored {
-                Some(handle) => handles.push((record.fh, handle)),
+                Some(handle) => {
+                    self.restored_writer(&handle, record.flags as i32);
+                    handles.push((record.fh, handle));
+                }
                 None => self.lose(record, &mut ids),
             }
             debug_assert_eq!(at, place(record.fh));
@@ -163,6 +166,7 @@ impl Fs {
             requests.remove(&unique())?
         };
         let handle = self.open.handle(fh).ok().filter(|handle| handle.node.node == node)?;
-        Some(Opened { fh, data: self.data_of(&handle.node) })
+        let flush = self.says_closed(handle.node.slot, handle.access);
+        Some(Opened { fh, data: self.data_of(&handle.node), flush })
     }
 }

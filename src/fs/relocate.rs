@@ -154,7 +154,7 @@ impl Fs {
         let watched = self.moving.watch(node).ok_or(NotMoved::Open)?;
         // Who was at it before it was watched has ended now, or is counted.
         drop(self.still.still(node));
-        if self.open.is_open(node) {
+        if self.open.is_open(node) || self.publish.is_hidden(node) {
             return Err(NotMoved::Open);
         }
         if matches!(item.file.kind, Kind::Fifo | Kind::Socket) && self.is_known(item) {

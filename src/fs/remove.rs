@@ -10,7 +10,7 @@ use super::attr::stat_fd;
 use super::fault::crash_point;
 use super::{Attr, DirFd, Error, Fs, NodeId, Result, check_name};
 use crate::backing::is_reserved;
-use crate::index::{DirId, Slot, SlotSet, What};
+use crate::index::{DirId, EntryId, FileRef, Node, Slot, SlotSet, What};
 use crate::supervise::{Intent, is_done};
 
 /// Removes a directory that is empty but for kvfs's own files, which no client sees.
@@ -57,6 +57,41 @@ impl Fs {
             (found, index.shadows(found.0))
         };
         let (entry, What::File(file)) = found else { return Err(Errno::ISDIR.into()) };
+        self.unlink_locked(dir, name, (entry, file, shadows))
+    }
+
+    /// Removes a file with all its names. One of them, for people.
+    pub(super) fn remove_file(&self, node: NodeId) -> Result<String> {
+        let Some(Node::File(slot, ino)) = node.node() else { return Err(Errno::ISDIR.into()) };
+        let mut path = Vec::new();
+        loop {
+            let place = {
+                let index = self.index.read();
+                index.find_node(slot, ino).map(|entry| index.place(entry)).map(|(dir, n)| (dir, n.to_vec()))
+            };
+            let Some((dir, name)) = place else { return Ok(String::from_utf8_lossy(&path).into_owned()) };
+            let _lock = self.locks.lock(dir, &name);
+            let index = self.index.read();
+            let Some((entry, What::File(file))) = index.find(dir, &name) else { continue };
+            if file.node() != node {
+                continue;
+            }
+            path = index.path_of(dir, &name);
+            let shadows = index.shadows(entry);
+            drop(index);
+            match self.unlink_locked(dir, &name, (entry, file, shadows)) {
+                Err(e) if e.errno() == Errno::NOENT => {}
+                result => result?,
+            }
+        }
+    }
+
+    fn unlink_locked(
+        &self,
+        dir: DirId,
+        name: &[u8],
+        (entry, file, shadows): (EntryId, FileRef, SlotSet),
+    ) -> Result<()> {
         self.all_changeable(shadows.with(file.slot))?;
         self.work.intend(|| Intent::Remove(self.index.read().path_of(dir, name)));
         crash_point("unlink before", name);

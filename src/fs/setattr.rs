@@ -53,6 +53,9 @@ impl Fs {
                 self.changeable(slot)?;
                 let _using = self.still.using(node);
                 self.moving.touch(node);
+                if set.size == Some(0) {
+                    self.hide_again(slot, ino, node)?;
+                }
                 let fd = self.node_fd(slot, ino)?;
                 match (&fd, set.size) {
                     (NodeFd::Open(open), Some(_)) => open.gate.truncating(|| apply(fd.fd(), set)),

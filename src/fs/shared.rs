@@ -47,6 +47,9 @@ impl Fs {
 
     /// How long the kernel may keep what it was told of a node and of its name.
     pub fn ttl(&self, node: NodeId) -> Duration {
+        if self.publish.is_hidden(node) {
+            return Duration::ZERO;
+        }
         let shared = self.backings.shared();
         if shared.is_empty() {
             return TTL;
@@ -66,10 +69,10 @@ impl Fs {
     }
 
     /// Whether listing a directory needs to be opened for: the kernel would keep the listing otherwise
-    /// (fuse_file_open in fs/fuse/file.c).
+    /// (fuse_file_open in fs/fuse/file.c), also for those who may not see all of it.
     pub fn opendir(&self, node: NodeId) -> Result<bool> {
         if !self.others_change() {
-            return Ok(false);
+            return Ok(self.publish.is_on());
         }
         self.still_there(self.dir_of(node)?)?;
         Ok(true)

@@ -112,7 +112,7 @@ macro_rules! ops {
 ops! {
     Lookup "lookup", Forget "forget", Getattr "getattr", Setattr "setattr", Readlink "readlink",
     Mknod "mknod", Mkdir "mkdir", Unlink "unlink", Rmdir "rmdir", Symlink "symlink", Rename "rename",
-    Link "link", Open "open", Create "create", Read "read", Write "write", Release "release",
+    Link "link", Open "open", Create "create", Read "read", Write "write", Flush "flush", Release "release",
     Fsync "fsync", Fsyncdir "fsyncdir", Opendir "opendir", Readdir "readdir", Readdirplus "readdirplus", Statfs "statfs",
     Setxattr "setxattr", Getxattr "getxattr", Listxattr "listxattr", Removexattr "removexattr",
     Ioctl "ioctl", Fallocate "fallocate", Lseek "lseek", CopyFileRange "copy_file_range",

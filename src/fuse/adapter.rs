@@ -92,14 +92,11 @@ impl Filesystem for Adapter {
             reply.error(Errno::ENOENT);
             return self.start.arrive(name.as_bytes());
         }
-        let found = self.run(req, Op::Lookup, |fs| fs.lookup_for(req.pid(), node(parent), name.as_bytes()));
-        match found {
-            Ok(attr) if attr.is_ghost() => {
-                reply.entry(&Duration::ZERO, &file_attr(&attr), generation(&attr));
-            }
-            Err(e) if !self.fs.is_final(node(parent), name.as_bytes()) => reply.error(e),
-            found => self.entry(reply, found),
-        }
+        let (tid, parent, name) = (req.pid(), node(parent), name.as_bytes().to_vec());
+        let closing = self.fs.closing_name(parent, &name);
+        let look =
+            move |fs: &Fs| fs.lookup_for(tid, parent, &name).map_err(|e| (e, fs.is_final(parent, &name)));
+        self.once_closed(req, (Op::Lookup, parent), closing, reply, look, Adapter::found);
     }
 
     fn forget(&self, req: &Request, ino: INodeNo, _: u64) {
@@ -242,7 +239,7 @@ impl Filesystem for Adapter {
         if self.fs.is_ghost(node(ino), req.pid()) {
             return reply.error(Errno::ESTALE);
         }
-        match self.run(req, Op::Open, |fs| fs.open(&caller(req), node(ino), flags.0)) {
+        match self.run(req, Op::Open, |fs| fs.open_for(&caller(req), node(ino), flags.0)) {
             // Nobody would close it.
             Ok(opened) if is_too_late() => self.fs.release(opened.fh),
             Ok(opened) => {
@@ -253,10 +250,10 @@ impl Filesystem for Adapter {
                         self.fs.counters.count_passthrough();
                         // SAFETY: registered with this session, and open until the inode's last release.
                         let id = unsafe { reply.wrap_backing(id) };
-                        reply.opened_passthrough(fh, FopenFlags::FOPEN_NOFLUSH, &id);
+                        reply.opened_passthrough(fh, flags_of(&opened), &id);
                         let _ = id.into_raw();
                     }
-                    other => reply.opened(fh, flags_of(other)),
+                    _ => reply.opened(fh, flags_of(&opened)),
                 }
             }
             Err(e) => reply.error(e),
@@ -327,9 +324,12 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // Nothing is held back: the kernel needn't ask again.
-        reply.error(Errno::ENOSYS);
+    fn flush(&self, req: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        if !self.fs.hides_until_closed() {
+            // Nothing is held back: the kernel needn't ask again.
+            return reply.error(Errno::ENOSYS);
+        }
+        empty(reply, self.run(req, Op::Flush, |fs| fs.flush(fh.0, req.pid())));
     }
 
     fn release(
@@ -356,17 +356,21 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.run(req, Op::Opendir, |fs| fs.opendir(node(ino))) {
-            Ok(true) => reply.opened(FileHandle(0), FopenFlags::empty()),
-            // Listing needs no handle: the kernel needn't ask again.
-            Ok(false) => reply.error(Errno::ENOSYS),
-            Err(e) => reply.error(e),
-        }
+        let (dir, closing) = (node(ino), self.fs.closing());
+        let open = move |fs: &Fs| fs.opendir(dir).map_err(|e| (e, true));
+        self.once_closed(req, (Op::Opendir, dir), closing, reply, open, |_, reply: ReplyOpen, opened| {
+            match opened {
+                Ok(true) => reply.opened(FileHandle(0), FopenFlags::empty()),
+                // Listing needs no handle: the kernel needn't ask again.
+                Ok(false) => reply.error(Errno::ENOSYS),
+                Err((e, _)) => reply.error(e),
+            }
+        });
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let listed = self.run(req, Op::Readdir, |fs| {
-            fs.readdir(node(ino), offset, |e| {
+            fs.readdir_for(req.pid(), node(ino), offset, |e| {
                 reply.add(super::convert::ino(e.node), e.next, file_type(e.kind), OsStr::from_bytes(e.name))
             })
         });
@@ -385,7 +389,7 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let listed = self.run(req, Op::Readdirplus, |fs| {
-            fs.readdirplus(node(parent), offset, |e| {
+            fs.readdirplus_for(req.pid(), node(parent), offset, |e| {
                 // What isn't known is asked for when it's needed.
                 let ttl = if e.known { fs.ttl(e.attr.node) } else { Duration::ZERO };
                 let name = OsStr::from_bytes(&e.name);

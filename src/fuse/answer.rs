@@ -4,6 +4,7 @@
 //! waits for it on a thread of its own, of which there are only so many.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use fuser::{Errno, FileHandle, FopenFlags, Generation, ReplyCreate, ReplyEntry, Request};
 
@@ -16,11 +17,12 @@ use crate::index::NodeId;
 use crate::shares::Share;
 use crate::supervise::hand_over;
 
-/// What the kernel is to do with an open file that isn't passed through.
-pub(super) fn flags_of(data: Data) -> FopenFlags {
-    match data {
-        Data::Uncached => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_DIRECT_IO,
-        _ => FopenFlags::FOPEN_NOFLUSH,
+/// What the kernel is to do with an open file.
+pub(super) fn flags_of(opened: &fs::Opened) -> FopenFlags {
+    let flush = if opened.flush { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
+    match opened.data {
+        Data::Uncached => flush | FopenFlags::FOPEN_DIRECT_IO,
+        _ => flush,
     }
 }
 
@@ -105,6 +107,53 @@ impl Adapter {
         })
     }
 
+    /// Looks for something and answers: at once, or when it's clear whether these files are closed. An error comes
+    /// with whether it's final.
+    pub(super) fn once_closed<T, R: Send + 'static>(
+        &self,
+        req: &Request,
+        (op, node): (Op, NodeId),
+        closing: Vec<NodeId>,
+        reply: R,
+        look: impl FnOnce(&Fs) -> Result<T, (fs::Error, bool)> + Send + 'static,
+        answer: impl FnOnce(&Adapter, R, Result<T, (Errno, bool)>) + Send + 'static,
+    ) {
+        let looked = move |adapter: &Adapter| {
+            let mut is_final = true;
+            let found = adapter.go_on(op, |fs| look(fs).map_err(|(e, last)| (is_final = last, e).1));
+            found.map_err(|e| (e, is_final))
+        };
+        if let Err(e) = self.begin(req, op) {
+            return answer(self, reply, Err((e, false)));
+        }
+        // Not on a thread that answers the kernel. Who has too many that wait is answered as it is now.
+        let wait = if closing.is_empty() { None } else { self.waiting.take(req.uid()) };
+        let Some(wait) = wait else {
+            let found = looked(self);
+            return answer(self, reply, found);
+        };
+        let (adapter, request) = (self.clone(), hand_over());
+        let handed = self.watch.hand_over(req.unique().0, node);
+        let when_closed = move || {
+            request.resume();
+            adapter.fs.wait_until_closed(&closing);
+            let found = looked(&adapter);
+            handed.answer(|| answer(&adapter, reply, found));
+        };
+        later("kvfs-closing", wait, when_closed);
+    }
+
+    /// Answers a lookup.
+    pub(super) fn found(&self, reply: ReplyEntry, found: Result<Attr, (Errno, bool)>) {
+        match found {
+            Ok(attr) if attr.is_ghost() => {
+                reply.entry(&Duration::ZERO, &file_attr(&attr), generation(&attr));
+            }
+            Err((e, false)) => reply.error(e),
+            found => self.entry(reply, found.map_err(|(e, _)| e)),
+        }
+    }
+
     /// Makes something new and answers: at once, or when there is room for it.
     pub(super) fn make<T, R: Send + 'static>(
         &self,
@@ -149,17 +198,10 @@ impl Adapter {
                         self.fs.counters.count_passthrough();
                         // SAFETY: registered with this session, and open until the inode's last release.
                         let id = unsafe { reply.wrap_backing(id) };
-                        reply.created_passthrough(
-                            &ttl,
-                            &file,
-                            generation,
-                            fh,
-                            FopenFlags::FOPEN_NOFLUSH,
-                            &id,
-                        );
+                        reply.created_passthrough(&ttl, &file, generation, fh, flags_of(&opened), &id);
                         let _ = id.into_raw();
                     }
-                    other => reply.created(&ttl, &file, generation, fh, flags_of(other)),
+                    _ => reply.created(&ttl, &file, generation, fh, flags_of(&opened)),
                 }
             }
             Err(e) => reply.error(e),

@@ -1,7 +1,8 @@
 //! Reads all backings into the index when the mount starts.
 //!
 //! What always holds: names, types and inode numbers come from getdents64 alone; a `stat` is made only for
-//! a path that is on several backings (whose ctime decides) and where the file system tells no type. One
+//! a path that is on several backings (whose ctime decides), where the file system tells no type, and where a
+//! [`Sieve`] asks (after the machine went down: of what was new then). One
 //! thread per backing reads, the caller's thread builds the tree meanwhile. What can't be read is reported
 //! and skipped, never fatal. Nothing outside the backing is followed: no symbolic link, no other mount.
 
@@ -30,6 +31,25 @@ const BENEATH: ResolveFlags =
 /// twice as long.
 const BATCH: usize = 16384;
 
+/// What decides whether a file is read at all. Several readers may ask at once.
+pub trait Sieve: std::fmt::Debug + Sync {
+    /// A directory is about to be read; what this returns comes with each of its files.
+    fn enter(&self, dir: &OwnedFd) -> Passed;
+    /// Whether this file of it stays out.
+    fn keeps_out(&self, dir: &OwnedFd, passed: Passed, name: &[u8], ino: u64) -> bool;
+}
+
+/// What a [`Sieve`] knows of a directory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Passed {
+    /// Its inode number.
+    pub ino: u64,
+    /// Its files have to be asked about.
+    pub ask: bool,
+    /// Something in it may have been made or removed lately.
+    pub recent: bool,
+}
+
 /// One backing to read.
 #[derive(Debug)]
 pub struct Source<'a> {
@@ -43,6 +63,8 @@ pub struct Source<'a> {
     pub is_leftover: fn(&[u8]) -> bool,
     /// Why a file found there is there (`placement::Reason::code`).
     pub reason: u8,
+    /// What decides about its files, if all of them aren't to be read.
+    pub sieve: Option<&'a dyn Sieve>,
 }
 
 /// Reads all backings into a new index. With a state directories have the numbers that it knows them by.
@@ -373,6 +395,7 @@ impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch) -> Option<Batch>> Reader<'a, H, F>
     /// Reads one directory; returns its subdirectories with the numbers they got.
     fn read_dir(&mut self, dir: &OwnedFd, number: u32, buffer: &mut Vec<u8>) -> Vec<(u32, Vec<u8>)> {
         let mut subdirs = Vec::new();
+        let sieve = self.source.sieve.map(|sieve| (sieve, sieve.enter(dir)));
         buffer.clear();
         let room: &mut [MaybeUninit<u8>] = buffer.spare_capacity_mut();
         let mut dents = RawDir::new(dir, room);
@@ -397,6 +420,13 @@ impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch) -> Option<Batch>> Reader<'a, H, F>
             let Some((kind, ino)) = identify(dir, name, entry.file_type(), entry.ino()) else {
                 continue; // gone already
             };
+            if let Some((sieve, passed)) = sieve
+                && passed.ask
+                && kind == Kind::File
+                && sieve.keeps_out(dir, passed, name, ino)
+            {
+                continue;
+            }
             if kind == Kind::Dir {
                 subdirs.push((self.next_dir, name.to_vec()));
                 self.next_dir += 1;

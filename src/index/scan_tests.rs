@@ -18,6 +18,7 @@ fn scan_dirs(dirs: &[&Path]) -> (Index, Report) {
         is_reserved: reserved,
         is_leftover: |name| name == b".kvfs-left",
         reason: 0,
+        sieve: None,
     };
     let open: &'static [fs::File] = open.leak();
     let sources: Vec<Source<'static>> = open.iter().enumerate().map(source).collect();
@@ -96,8 +97,14 @@ fn a_subtree_that_appears_later_joins_what_is_known() {
     fs::write(b.join("d/sub/new"), "").unwrap();
 
     let root = fs::File::open(b.join("d")).unwrap();
-    let source =
-        Source { slot: Slot(1), root: root.as_fd(), is_reserved: reserved, is_leftover: reserved, reason: 5 };
+    let source = Source {
+        slot: Slot(1),
+        root: root.as_fd(),
+        is_reserved: reserved,
+        is_leftover: reserved,
+        reason: 5,
+        sieve: None,
+    };
     let (_, What::Dir(d)) = index.find(DirId::ROOT, b"d").unwrap() else { panic!() };
     let taken = merge_subtree(&mut index, d, &source, read_subtree(&source)).unwrap().taken;
     assert_eq!(taken.len(), 1);

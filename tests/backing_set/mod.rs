@@ -58,7 +58,7 @@ fn state(mount: &Mount, path: &Path) -> Value {
 fn files(root: &Path) -> Vec<PathBuf> {
     let mut all = crate::common::lab::everything(root);
     // The last one comes and goes with a look at a drive.
-    let names = [".kvfs-backing", ".kvfs-job", ".kvfs-members", ".kvfs-probe"];
+    let names = [".kvfs-backing", ".kvfs-job", ".kvfs-members", ".kvfs-probe", ".kvfs-unclosed"];
     let own = |p: &PathBuf| names.iter().any(|own| p.ends_with(own));
     all.retain(|p| !sys::lstat(p).is_ok_and(|st| st.st_mode & libc::S_IFMT == libc::S_IFDIR) && !own(p));
     all.retain(|p| !p.components().any(|part| part.as_os_str() == "lost+found"));

@@ -53,7 +53,7 @@ pub(crate) fn line(path: &Path) -> String {
     match sys::listxattr(path) {
         Ok(names) => {
             // What kvfs keeps with a file, and shows nobody.
-            for name in names.iter().filter(|name| *name != "user.kvfs.creator") {
+            for name in names.iter().filter(|name| !name.starts_with("user.kvfs.")) {
                 text += &format!(" {name}={:?}", sys::getxattr(path, name).map(|v| digest(&v)));
             }
         }

@@ -14,8 +14,9 @@ fn size_and_times(mode: Passthrough) {
     let lab = Lab::new();
     let mount = mount(&lab, mode);
     let path = mount.path("f");
-    let fd = sys::create(&path).unwrap();
-    sys::pwrite(&fd, b"begin", 0).unwrap();
+    // Closed once, so that others see it.
+    std::fs::write(&path, "begin").unwrap();
+    let fd = sys::open(&path, O_RDWR, 0).unwrap();
     let other = sys::open(&path, O_RDONLY, 0).unwrap();
     let buf = Buf::new(&fd, 65536);
     let mut size = 5;

@@ -157,7 +157,7 @@ fn unregister_has_a_deadline_too() {
 /// Killed in the middle: the process goes when its calls are answered, and all of its with it.
 #[test]
 fn killed_in_the_middle() {
-    let p = pair(FsKind::Xfs, &[]);
+    let p = pair(FsKind::Xfs, &["--publish", "on-create"]);
     let canary = Buf::new(&p.fds[1], 65_536);
     let path = p.mount.path(ranked(0, 0));
     let mut other = Process::start(|say| {

@@ -188,6 +188,7 @@ fn filesystem(place: &Place) -> Fs {
     made.keep();
     let some = 4.try_into().unwrap();
     let options = Options {
+        on_close: true,
         exclusive: false,
         shared_ttl: Default::default(),
         policies: Policies::new("hash", Default::default()).unwrap(),

@@ -59,6 +59,7 @@ impl Disks {
         made.keep();
         let keep = if tight { 1 } else { 64 }.try_into().unwrap();
         let options = Options {
+            on_close: true,
             exclusive,
             shared_ttl: Default::default(),
             survival: Default::default(),
