@@ -14,6 +14,7 @@ mod job;
 mod locate;
 mod logging;
 mod mount;
+mod mount_args;
 mod rebalance;
 mod status;
 mod supervised;
@@ -40,7 +41,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Mount backing directories as one
-    Mount(mount::MountArgs),
+    Mount(mount_args::MountArgs),
     /// Unmount
     #[command(visible_alias = "unmount")]
     Umount(umount::UmountArgs),

@@ -11,11 +11,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::answer::{flags_of, later};
@@ -23,24 +22,12 @@ use super::convert::{caller, file_attr, file_type, generation, ino, node, set_ti
 use super::handshake::NOBODY;
 use super::reply::{attr, empty, io_errno, ioctl, xattr};
 use super::start::Start;
+use super::wanted::Wanted;
 use super::watch::{Watch, is_too_late};
 use crate::direct::{Direct, Reply, Target};
 use crate::fs::{Data, Fs, Op, RenameMode, SetAttr, Whence};
 use crate::shares::Shares;
 use crate::supervise::hand_over;
-
-/// What a request carries at most: the kernel's own limit (fs.fuse.max_pages_limit, 256 pages).
-const MAX_WRITE: u32 = 1 << 20;
-
-/// Requests that the kernel may have waiting that no client waits for (read-ahead, async I/O).
-const MAX_BACKGROUND: u16 = 256;
-
-/// Negotiated with the kernel at INIT.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted {
-    /// Passthrough, with backings stacked this deep (1: plain file systems; 2: on overlayfs).
-    pub(super) passthrough: Option<u32>,
-}
 
 /// fuser's view of a [`Fs`] and of its fast path.
 #[derive(Clone)]
@@ -56,33 +43,7 @@ pub(super) struct Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Not ATOMIC_O_TRUNC, which would save an overwrite one request: the kernel sends the truncation before
-        // it looks whether the file is being executed (do_open in fs/namei.c), so open(O_RDONLY | O_TRUNC) of a
-        // running program would destroy it and then fail with ETXTBSY.
-        let wanted = [
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            // Without it every passthrough write asks for security.capability.
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-        ];
-        for flag in wanted {
-            if config.add_capabilities(flag).is_err() {
-                tracing::debug!("the kernel doesn't offer {flag:?}");
-            }
-        }
-        if let Some(depth) = self.wanted.passthrough
-            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-        {
-            let _ = config.set_max_stack_depth(depth);
-        }
-        // An error of these says which value is possible: the kernel's own will do then.
-        let _ = config.set_max_write(MAX_WRITE);
-        let _ = config.set_max_background(MAX_BACKGROUND);
+        self.wanted.negotiate(config);
         Ok(())
     }
 
@@ -104,10 +65,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        if self.fs.is_ghost(node(ino), req.pid()) {
-            return reply.error(Errno::ESTALE);
-        }
-        attr(reply, &self.fs, self.run(req, Op::Getattr, |fs| fs.getattr(node(ino))));
+        attr(reply, &self.fs, self.run_on(req, ino, Op::Getattr, |fs| fs.getattr(node(ino))));
     }
 
     fn setattr(
@@ -128,8 +86,8 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        if self.fs.is_ghost(node(ino), req.pid()) {
-            return reply.error(Errno::ESTALE);
+        if let Err(e) = self.not_a_ghost(req, ino, Op::Setattr) {
+            return reply.error(e);
         }
         let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
         let set = SetAttr { mode, uid, gid, size, atime, mtime };
@@ -226,20 +184,14 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        if self.fs.is_ghost(node(ino), req.pid()) {
-            return reply.error(Errno::ESTALE);
-        }
         self.entry(
             reply,
-            self.run(req, Op::Link, |fs| fs.link(node(ino), node(newparent), newname.as_bytes())),
+            self.run_on(req, ino, Op::Link, |fs| fs.link(node(ino), node(newparent), newname.as_bytes())),
         );
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if self.fs.is_ghost(node(ino), req.pid()) {
-            return reply.error(Errno::ESTALE);
-        }
-        match self.run(req, Op::Open, |fs| fs.open_for(&caller(req), node(ino), flags.0)) {
+        match self.run_on(req, ino, Op::Open, |fs| fs.open_for(&caller(req), node(ino), flags.0)) {
             // Nobody would close it.
             Ok(opened) if is_too_late() => self.fs.release(opened.fh),
             Ok(opened) => {
@@ -423,34 +375,26 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        if self.fs.is_ghost(node(ino), req.pid()) {
-            return reply.error(Errno::ESTALE);
-        }
         let name = name.as_bytes();
-        let set = self.run(req, Op::Setxattr, |fs| fs.setxattr(&caller(req), node(ino), name, value, flags));
+        let set = self
+            .run_on(req, ino, Op::Setxattr, |fs| fs.setxattr(&caller(req), node(ino), name, value, flags));
         empty(reply, set);
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if self.fs.is_ghost(node(ino), req.pid()) {
-            return reply.error(Errno::ESTALE);
-        }
-        xattr(reply, size, self.run(req, Op::Getxattr, |fs| fs.getxattr(node(ino), name.as_bytes())));
+        xattr(reply, size, self.run_on(req, ino, Op::Getxattr, |fs| fs.getxattr(node(ino), name.as_bytes())));
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        if self.fs.is_ghost(node(ino), req.pid()) {
-            return reply.error(Errno::ESTALE);
-        }
-        xattr(reply, size, self.run(req, Op::Listxattr, |fs| fs.listxattr(&caller(req), node(ino))));
+        xattr(reply, size, self.run_on(req, ino, Op::Listxattr, |fs| fs.listxattr(&caller(req), node(ino))));
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        if self.fs.is_ghost(node(ino), req.pid()) {
-            return reply.error(Errno::ESTALE);
-        }
         let name = name.as_bytes();
-        empty(reply, self.run(req, Op::Removexattr, |fs| fs.removexattr(&caller(req), node(ino), name)));
+        empty(
+            reply,
+            self.run_on(req, ino, Op::Removexattr, |fs| fs.removexattr(&caller(req), node(ino), name)),
+        );
     }
 
     fn ioctl(

@@ -6,10 +6,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use fuser::{Errno, FileHandle, FopenFlags, Generation, ReplyCreate, ReplyEntry, Request};
+use fuser::{Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyCreate, ReplyEntry, Request};
 
 use super::adapter::Adapter;
-use super::convert::{errno, file_attr, generation};
+use super::convert::{errno, file_attr, generation, node};
 use super::reply::ABSENT;
 use super::watch::is_too_late;
 use crate::fs::{self, Attr, Data, Fs, Op};
@@ -66,6 +66,27 @@ impl Adapter {
     ) -> Result<T, Errno> {
         self.begin(req, op)?;
         self.go_on(op, handler)
+    }
+
+    /// ESTALE where the file is a ghost to who asks: the kernel then looks the name up again.
+    pub(super) fn not_a_ghost(&self, req: &Request, ino: INodeNo, op: Op) -> Result<(), Errno> {
+        if !self.fs.is_ghost(node(ino), req.pid()) {
+            return Ok(());
+        }
+        self.fs.counters.count(op);
+        Err(Errno::ESTALE)
+    }
+
+    /// Runs the handler of a request about a file, unless that's a ghost.
+    pub(super) fn run_on<T>(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        op: Op,
+        handler: impl FnOnce(&Fs) -> fs::Result<T>,
+    ) -> Result<T, Errno> {
+        self.not_a_ghost(req, ino, op)?;
+        self.run(req, op, handler)
     }
 
     /// Runs a handler for the request at work.

@@ -14,6 +14,7 @@ mod prune;
 mod reply;
 mod session;
 mod start;
+mod wanted;
 mod watch;
 mod watched;
 

@@ -12,13 +12,14 @@ use std::thread::JoinHandle;
 
 use fuser::{Config, SessionACL};
 
-use super::adapter::{Adapter, Wanted};
+use super::adapter::Adapter;
 use super::answer::waiting;
 use super::handshake::{Greeting, resend};
 use super::help::help;
 use super::mount::{MountError, Mounted, mount};
 use super::prune::Pruner;
 use super::start::Start;
+use super::wanted::Wanted;
 use super::watch::Watch;
 use super::watched::Watched;
 use crate::backing::{Backing, List, Passthrough};

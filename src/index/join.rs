@@ -8,7 +8,8 @@
 use std::sync::mpsc;
 
 use super::report::Report;
-use super::scan::{Batch, Files, Merge, Reader, Source, duplicate};
+use super::scan::{Batch, Files, Merge, Reader, duplicate};
+use super::source::Source;
 use super::{AddError, DirId, EntryId, FileRef, Index};
 
 /// What is below one directory of one backing, read but not yet part of an index.

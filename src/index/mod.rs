@@ -21,6 +21,7 @@ mod node;
 mod numbers;
 mod report;
 mod scan;
+mod source;
 mod usage;
 
 use std::hash::BuildHasher;
@@ -36,7 +37,8 @@ use names::Names;
 pub use node::{DirId, Kind, MAX_BACKINGS, Node, NodeId, PackedIno, Slot, SlotSet};
 pub use report::{Problem, Progress, Report};
 pub(crate) use scan::identify;
-pub use scan::{MAX_DEPTH, Passed, Sieve, Source, scan};
+pub use scan::{MAX_DEPTH, scan};
+pub use source::{Passed, Sieve, Source};
 pub use usage::{CreatorCode, Moment};
 
 /// Tables of names. Several, so that one that grows moves a small part of all names at a time.

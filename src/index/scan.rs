@@ -2,7 +2,7 @@
 //!
 //! What always holds: names, types and inode numbers come from getdents64 alone; a `stat` is made only for
 //! a path that is on several backings (whose ctime decides), where the file system tells no type, and where a
-//! [`Sieve`] asks (after the machine went down: of what was new then). One
+//! [`Sieve`](super::Sieve) asks (after the machine went down: of what was new then). One
 //! thread per backing reads, the caller's thread builds the tree meanwhile. What can't be read is reported
 //! and skipped, never fatal. Nothing outside the backing is followed: no symbolic link, no other mount.
 
@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxFla
 use super::join::Joined;
 use super::load::{Loader, Taken};
 use super::report::{Problem, Progress, Report};
+use super::source::Source;
 use super::{AddError, DirId, EntryId, FileRef, Index, Kind, Slot, SlotSet, What};
 use crate::supervise::State;
 
@@ -30,42 +31,6 @@ const BENEATH: ResolveFlags =
 /// Names handed over at a time. Waking the other thread costs more than a cache miss: 1024 at a time took
 /// twice as long.
 const BATCH: usize = 16384;
-
-/// What decides whether a file is read at all. Several readers may ask at once.
-pub trait Sieve: std::fmt::Debug + Sync {
-    /// A directory is about to be read; what this returns comes with each of its files.
-    fn enter(&self, dir: &OwnedFd) -> Passed;
-    /// Whether this file of it stays out.
-    fn keeps_out(&self, dir: &OwnedFd, passed: Passed, name: &[u8], ino: u64) -> bool;
-}
-
-/// What a [`Sieve`] knows of a directory.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Passed {
-    /// Its inode number.
-    pub ino: u64,
-    /// Its files have to be asked about.
-    pub ask: bool,
-    /// Something in it may have been made or removed lately.
-    pub recent: bool,
-}
-
-/// One backing to read.
-#[derive(Debug)]
-pub struct Source<'a> {
-    /// Which backing it is.
-    pub slot: Slot,
-    /// The directory to start from.
-    pub root: BorrowedFd<'a>,
-    /// Reserved names (kvfs's own): not part of the tree.
-    pub is_reserved: fn(&[u8]) -> bool,
-    /// Those of them that work which was cut off has left: they are reported.
-    pub is_leftover: fn(&[u8]) -> bool,
-    /// Why a file found there is there (`placement::Reason::code`).
-    pub reason: u8,
-    /// What decides about its files, if all of them aren't to be read.
-    pub sieve: Option<&'a dyn Sieve>,
-}
 
 /// Reads all backings into a new index. With a state directories have the numbers that it knows them by.
 pub fn scan(

@@ -8,8 +8,11 @@ use std::collections::{BinaryHeap, HashMap};
 use parking_lot::RwLock;
 
 use super::creators::{ANYONE, GONE};
-use super::{Evict, pair, place};
-use crate::index::{CreatorCode, DirId, EntryId, FileRef, Index, Kind, Moment, NodeId, Slot, SlotSet, What};
+use super::{BackingPlan, Evict, Retention, Store, metadata_of, pair, place};
+use crate::backing::Backing;
+use crate::index::{
+    CreatorCode, DirId, EntryId, FileRef, Index, Kind, MAX_BACKINGS, Moment, NodeId, Slot, SlotSet, What,
+};
 
 /// How little a file is missed. The order is that of eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +66,8 @@ pub struct Victim {
     pub used: Moment,
 }
 
+/// Victims of a plan for people.
+const PLANNED: usize = 1 << 17;
 /// Names looked at while the index is locked.
 const AT_A_TIME: u32 = 8192;
 
@@ -179,6 +184,41 @@ pub(super) fn count(index: &RwLock<Index>, slots: usize) -> Vec<[u64; 3]> {
             return counts;
         }
         from = end;
+    }
+}
+
+impl Retention {
+    /// What would go, and in what order, to free so many bytes on a backing; `None` for what the marks say.
+    pub fn plan(&self, store: &dyn Store, backing: &Backing, bytes: Option<u64>) -> BackingPlan {
+        let level = self.options.marks.level(backing).unwrap_or_default();
+        let wanted = bytes.unwrap_or(0).max(level.missing());
+        let mut plan = BackingPlan::new(backing, level, wanted);
+        if !backing.evictable || wanted == 0 {
+            return plan;
+        }
+        self.bury_creators(store, true);
+        let stays = |_, node| store.is_open(node);
+        let (from, evict) = (From::Backing(backing.slot), self.options.evict);
+        let choice = Choice { from, evict, most: PLANNED, unseen_from: None, stays: &stays };
+        for victim in choose(store.index(), &choice) {
+            if plan.bytes >= wanted {
+                break;
+            }
+            for victim in [metadata_of(store, &victim), Some(victim)].into_iter().flatten() {
+                let seen = store.look(victim.dir, &victim.name, victim.file);
+                if let Some(seen) = seen.filter(|seen| seen.links == 1 && seen.bytes > 0) {
+                    let path = store.index().read().path_of(victim.dir, &victim.name);
+                    let used = (victim.used > Moment(0)).then(|| self.clock.time(victim.used)).flatten();
+                    plan.add(&path, &victim, seen.bytes, used);
+                }
+            }
+        }
+        plan
+    }
+
+    /// How many files of each class a backing has, by slot.
+    pub(super) fn classes(&self, store: &dyn Store) -> Vec<[u64; Class::ALL.len()]> {
+        count(store.index(), MAX_BACKINGS)
     }
 }
 

@@ -16,9 +16,9 @@ use super::evictor::INTERVAL;
 use super::plan::{self, Choice, From};
 use super::pressure::Worker;
 use super::survey::Survey;
-use super::{Class, Evict, Outcome, Retention, Store, Victim, recency};
+use super::{Evict, Outcome, Retention, Store, Victim, recency};
 use crate::backing::Backing;
-use crate::index::{EntryId, MAX_BACKINGS, Moment, NodeId, SlotSet};
+use crate::index::{EntryId, NodeId, SlotSet};
 
 /// How often the record of uses is written.
 const SAVE: Duration = Duration::from_secs(600);
@@ -28,8 +28,6 @@ const SETTLE: Duration = Duration::from_secs(2);
 const FORGET: Duration = Duration::from_secs(1);
 /// Victims chosen in one pass over the index.
 const AT_A_TIME: usize = 4096;
-/// Victims of a plan for people.
-const PLANNED: usize = 1 << 17;
 /// After so many failures a file system is left alone.
 const FAILURES: u32 = 16;
 /// For so long.
@@ -472,40 +470,5 @@ struct Taken {
 impl Taken {
     fn gone(&self) -> u64 {
         self.files.iter().sum()
-    }
-}
-
-impl Retention {
-    /// What would go, and in what order, to free so many bytes on a backing; `None` for what the marks say.
-    pub fn plan(&self, store: &dyn Store, backing: &Backing, bytes: Option<u64>) -> super::BackingPlan {
-        let level = self.options.marks.level(backing).unwrap_or_default();
-        let wanted = bytes.unwrap_or(0).max(level.missing());
-        let mut plan = super::BackingPlan::new(backing, level, wanted);
-        if !backing.evictable || wanted == 0 {
-            return plan;
-        }
-        self.bury_creators(store, true);
-        let stays = |_, node| store.is_open(node);
-        let (from, evict) = (From::Backing(backing.slot), self.options.evict);
-        let choice = Choice { from, evict, most: PLANNED, unseen_from: None, stays: &stays };
-        for victim in plan::choose(store.index(), &choice) {
-            if plan.bytes >= wanted {
-                break;
-            }
-            for victim in [super::metadata_of(store, &victim), Some(victim)].into_iter().flatten() {
-                let seen = store.look(victim.dir, &victim.name, victim.file);
-                if let Some(seen) = seen.filter(|seen| seen.links == 1 && seen.bytes > 0) {
-                    let path = store.index().read().path_of(victim.dir, &victim.name);
-                    let used = (victim.used > Moment(0)).then(|| self.clock.time(victim.used)).flatten();
-                    plan.add(&path, &victim, seen.bytes, used);
-                }
-            }
-        }
-        plan
-    }
-
-    /// How many files of each class a backing has, by slot.
-    pub(super) fn classes(&self, store: &dyn Store) -> Vec<[u64; Class::ALL.len()]> {
-        plan::count(store.index(), MAX_BACKINGS)
     }
 }

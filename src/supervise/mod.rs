@@ -20,7 +20,9 @@ mod door;
 mod handover;
 mod keeper;
 mod lifeline;
+mod opened;
 mod parent;
+mod places;
 mod state;
 mod twice;
 mod work;
@@ -30,8 +32,10 @@ pub use door::Door;
 pub use handover::{Handover, HandoverOutcome};
 pub use keeper::{HANDED_OVER, Keeper, Kept, Notify, Tag};
 pub use lifeline::Lifeline;
+pub use opened::{HandleRecord, NodeRecord};
 pub use parent::{Start, supervise};
-pub use state::{HandleRecord, NodeRecord, STATE_VERSION, State, StateError, name_hash, place_hash};
+pub use places::{name_hash, place_hash};
+pub use state::{STATE_VERSION, State, StateError};
 pub use work::{
     Deadly, HandedOver, Intent, Outcome, Path, Work, hand_over, is_done, is_sent_again, unique, was_begun,
     was_intended,

@@ -17,6 +17,8 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::clients::{BUFFERS, BufferSlot, TOKENS, TokenSlot};
+use super::opened::{HANDLES, HandleSlot, NODES, NodeSlot};
+use super::places::{DIRS, DirSlot, NAMES};
 use super::twice::Twice;
 
 /// The version of all that daemons hand to each other. A daemon takes over its own alone, so it goes up with any
@@ -42,12 +44,6 @@ pub(super) const WORK_RECORDS: usize = 512;
 /// Bytes of what one of them says it's about to do: two paths and a little.
 pub(super) const WORK_ROOM: usize = 3 * 4096 - 64;
 
-const HANDLES: usize = 1 << 21;
-const NODES: usize = 1 << 21;
-const DIRS: usize = 1 << 24;
-/// As many as an index can have.
-const NAMES: usize = 1 << 32;
-
 /// Why a state can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -64,15 +60,15 @@ pub(super) struct Header {
     magic: AtomicU64,
     /// How often the daemon was started, this time included.
     starts: AtomicU32,
-    next_dir: AtomicU32,
-    next_serial: AtomicU64,
+    pub(super) next_dir: AtomicU32,
+    pub(super) next_serial: AtomicU64,
     device_major: AtomicU32,
     device_minor: AtomicU32,
     /// Where the used part of each table ends: reading beyond it would make pages.
-    handles_end: AtomicU32,
-    nodes_end: AtomicU32,
-    dirs_end: AtomicU32,
-    names_end: AtomicU32,
+    pub(super) handles_end: AtomicU32,
+    pub(super) nodes_end: AtomicU32,
+    pub(super) dirs_end: AtomicU32,
+    pub(super) names_end: AtomicU32,
     pub(super) buffers_end: AtomicU32,
     pub(super) tokens_end: AtomicU32,
     pub(super) session: AtomicU64,
@@ -101,72 +97,18 @@ pub(super) struct WorkRecord {
     pub(super) intent: [AtomicU64; WORK_ROOM / 8],
 }
 
-/// An open handle as it's kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HandleRecord {
-    /// Its number.
-    pub fh: u64,
-    /// The node it's of.
-    pub node: u64,
-    /// What tells this file from another that has its inode number later.
-    pub birth: u64,
-    /// The request that opened it.
-    pub unique: u64,
-    /// How it was opened.
-    pub flags: u32,
-    /// Whose it is.
-    pub user: u32,
-}
-
-#[repr(C)]
-struct HandleSlot {
-    fh: AtomicU64,
-    node: AtomicU64,
-    birth: AtomicU64,
-    unique: AtomicU64,
-    /// And, above 32 bits of them, the user.
-    flags: AtomicU64,
-}
-
-/// An inode that the kernel passes through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeRecord {
-    /// Where its record is.
-    pub at: u32,
-    /// The node.
-    pub node: u64,
-    /// The kernel's number for the backing file.
-    pub backing_id: u32,
-}
-
-#[repr(C)]
-struct NodeSlot {
-    /// 0: free.
-    node: AtomicU64,
-    backing_id: AtomicU64,
-}
-
-/// A merged directory: where it is. `name` is the word that counts.
-#[repr(C)]
-struct DirSlot {
-    /// The hash of its name; 0: free.
-    name: AtomicU64,
-    /// The parent's number above, its own below.
-    place: AtomicU64,
-}
-
 /// All of it, in the order of the file.
 #[repr(C)]
 pub(super) struct Layout {
     header: Header,
     work: [WorkRecord; WORK_RECORDS],
-    handles: [HandleSlot; HANDLES],
-    nodes: [NodeSlot; NODES],
+    pub(super) handles: [HandleSlot; HANDLES],
+    pub(super) nodes: [NodeSlot; NODES],
     pub(super) buffers: [BufferSlot; BUFFERS],
     pub(super) tokens: [TokenSlot; TOKENS],
-    dirs: [DirSlot; DIRS],
+    pub(super) dirs: [DirSlot; DIRS],
     /// By the number of a name's entry: its hash; 0: free.
-    names: [AtomicU32; NAMES],
+    pub(super) names: [AtomicU32; NAMES],
 }
 
 /// Records that are free below the first that was never used.
@@ -185,7 +127,7 @@ impl Free {
     }
 }
 
-fn end_of(end: &AtomicU32, most: usize) -> usize {
+pub(super) fn end_of(end: &AtomicU32, most: usize) -> usize {
     (end.load(Acquire) as usize).min(most)
 }
 
@@ -195,8 +137,8 @@ pub struct State {
     fd: OwnedFd,
     map: NonNull<Layout>,
     recovered: bool,
-    nodes: Mutex<Free>,
-    dirs: Mutex<Free>,
+    pub(super) nodes: Mutex<Free>,
+    pub(super) dirs: Mutex<Free>,
     pub(super) buffers: Mutex<Free>,
     pub(super) tokens: Mutex<Free>,
     pub(super) work: Mutex<Vec<u32>>,
@@ -243,9 +185,9 @@ impl State {
             Free { list, next: end as u32 }
         };
         let nodes = end_of(&layout.header.nodes_end, NODES);
-        *state.nodes.lock() = free(nodes, &|at| layout.nodes[at].node.load(Relaxed) != 0);
+        *state.nodes.lock() = free(nodes, &|at| layout.nodes[at].is_used());
         let dirs = end_of(&layout.header.dirs_end, DIRS);
-        *state.dirs.lock() = free(dirs, &|at| layout.dirs[at].name.load(Relaxed) != 0);
+        *state.dirs.lock() = free(dirs, &|at| layout.dirs[at].is_used());
         let buffers = end_of(&layout.header.buffers_end, BUFFERS);
         *state.buffers.lock() = free(buffers, &|at| layout.buffers[at].is_used());
         let tokens = end_of(&layout.header.tokens_end, TOKENS);
@@ -360,143 +302,6 @@ impl State {
     pub(super) fn handover(&self) -> Option<Vec<u8>> {
         self.header().handover.get()
     }
-
-    // ---- handles ----
-
-    /// A number for a handle, never used again.
-    pub fn next_serial(&self) -> u64 {
-        self.header().next_serial.fetch_add(1, Relaxed)
-    }
-
-    /// Keeps a handle, at its place in the table. One beyond the table's end isn't kept.
-    pub fn keep_handle(&self, at: usize, record: HandleRecord) {
-        let Some(slot) = self.layout().handles.get(at) else { return };
-        self.header().handles_end.fetch_max(at as u32 + 1, Release);
-        slot.node.store(record.node, Relaxed);
-        slot.birth.store(record.birth, Relaxed);
-        slot.unique.store(record.unique, Relaxed);
-        slot.flags.store(u64::from(record.user) << 32 | u64::from(record.flags), Relaxed);
-        slot.fh.store(record.fh, Release);
-    }
-
-    /// The handle is closed.
-    pub fn drop_handle(&self, at: usize) {
-        if let Some(slot) = self.layout().handles.get(at) {
-            slot.fh.store(0, Release);
-        }
-    }
-
-    /// All handles that were open, with their places.
-    pub fn handles(&self) -> Vec<(usize, HandleRecord)> {
-        let used = &self.layout().handles[..end_of(&self.header().handles_end, HANDLES)];
-        let record = |slot: &HandleSlot| {
-            let flags = slot.flags.load(Relaxed);
-            HandleRecord {
-                fh: slot.fh.load(Acquire),
-                node: slot.node.load(Relaxed),
-                birth: slot.birth.load(Relaxed),
-                unique: slot.unique.load(Relaxed),
-                flags: flags as u32,
-                user: (flags >> 32) as u32,
-            }
-        };
-        used.iter().map(record).enumerate().filter(|(_, record)| record.fh != 0).collect()
-    }
-
-    // ---- inodes ----
-
-    /// Keeps the kernel's number for an inode's backing file. `None` when there's no room: it's not kept.
-    pub fn keep_node(&self, node: u64, backing_id: u32) -> Option<u32> {
-        let at = self.nodes.lock().take(NODES)?;
-        self.header().nodes_end.fetch_max(at + 1, Release);
-        let slot = &self.layout().nodes[at as usize];
-        slot.backing_id.store(backing_id.into(), Relaxed);
-        slot.node.store(node, Release);
-        Some(at)
-    }
-
-    /// The number is about to be given up.
-    pub fn drop_node(&self, at: u32) {
-        if let Some(slot) = self.layout().nodes.get(at as usize) {
-            slot.node.store(0, Release);
-            self.nodes.lock().list.push(at);
-        }
-    }
-
-    /// All inodes that were passed through.
-    pub fn nodes(&self) -> Vec<NodeRecord> {
-        let end = self.nodes.lock().next;
-        let record = |at: u32| {
-            let slot = &self.layout().nodes[at as usize];
-            let node = slot.node.load(Acquire);
-            (node != 0).then(|| NodeRecord { at, node, backing_id: slot.backing_id.load(Relaxed) as u32 })
-        };
-        (0..end).filter_map(record).collect()
-    }
-
-    // ---- names ----
-
-    /// Keeps the number of a name's entry, which is its place in a listing.
-    pub fn keep_name(&self, at: u32, dir: u32, name: &[u8]) {
-        if let Some(slot) = self.layout().names.get(at as usize) {
-            slot.store(place_hash(dir, name), Relaxed);
-            if at >= self.header().names_end.load(Relaxed) {
-                self.header().names_end.fetch_max(at.saturating_add(1), Release);
-            }
-        }
-    }
-
-    /// The number is free again.
-    pub fn drop_name(&self, at: u32) {
-        if let Some(slot) = self.layout().names.get(at as usize) {
-            slot.store(0, Relaxed);
-        }
-    }
-
-    /// All numbers there were, by what [`place_hash`] says of the names that had them; and where they end.
-    pub fn names(&self) -> (hashbrown::HashMap<u32, u32>, u32) {
-        let end = self.header().names_end.load(Acquire);
-        let hash = |at: u32| self.layout().names[at as usize].load(Relaxed);
-        // Of two names with one hash (1 in 2^32) the later keeps its place.
-        ((0..end).map(|at| (hash(at), at)).filter(|(hash, _)| *hash != 0).collect(), end)
-    }
-
-    // ---- directories ----
-
-    /// The least number that no directory has had.
-    pub fn next_dir(&self) -> u32 {
-        self.header().next_dir.load(Relaxed)
-    }
-
-    /// Keeps where a directory is. `None` when there's no room: after a crash it's another one to the kernel.
-    pub fn keep_dir(&self, dir: u32, parent: u32, name: &[u8]) -> Option<u32> {
-        let at = self.dirs.lock().take(DIRS)?;
-        self.header().dirs_end.fetch_max(at + 1, Release);
-        self.header().next_dir.fetch_max(dir.saturating_add(1), Relaxed);
-        let slot = &self.layout().dirs[at as usize];
-        slot.place.store(u64::from(parent) << 32 | u64::from(dir), Relaxed);
-        slot.name.store(name_hash(name), Release);
-        Some(at)
-    }
-
-    /// It's no more.
-    pub fn drop_dir(&self, at: u32) {
-        if let Some(slot) = self.layout().dirs.get(at as usize) {
-            slot.name.store(0, Release);
-            self.dirs.lock().list.push(at);
-        }
-    }
-
-    /// All directories there were: parent and hash of the name, the number, and where the record is.
-    pub fn dirs(&self) -> Vec<(u32, u64, u32, u32)> {
-        let end = self.dirs.lock().next;
-        let record = |at: u32| {
-            let slot = &self.layout().dirs[at as usize];
-            let (name, place) = (slot.name.load(Acquire), slot.place.load(Acquire));
-            (name != 0).then_some(((place >> 32) as u32, name, place as u32, at))
-        };
-        (0..end).filter_map(record).collect()
-    }
 }
 
 impl Drop for State {
@@ -504,17 +309,6 @@ impl Drop for State {
         // SAFETY: mapped in `map` with this length, and nobody else has the pointer.
         let _ = unsafe { rustix::mm::munmap(self.map.as_ptr().cast(), size_of::<Layout>()) };
     }
-}
-
-/// A name as a directory's record has it.
-pub fn name_hash(name: &[u8]) -> u64 {
-    // 0 is a free record.
-    xxhash_rust::xxh3::xxh3_64(name).max(1)
-}
-
-/// A name in a directory as its number's record has it.
-pub fn place_hash(dir: u32, name: &[u8]) -> u32 {
-    (xxhash_rust::xxh3::xxh3_64_with_seed(name, dir.into()) as u32).max(1)
 }
 
 pub(super) fn store(words: &[AtomicU64], bytes: &[u8]) {
@@ -535,6 +329,7 @@ pub(super) fn load(words: &[AtomicU64], len: usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervise::{HandleRecord, NodeRecord, name_hash};
 
     fn again(state: State) -> State {
         State::take_over(state.fd.try_clone().unwrap()).unwrap()
