@@ -8,6 +8,7 @@ it has open, which never does while the kernel passes data through. A pause is t
 made between the kill and the moment when it was served again. Any call that fails ends the measurement.
 """
 
+import math
 import os
 import signal
 import threading
@@ -82,7 +83,7 @@ def _served_again(mount, before):
 
 def _ranks(samples):
     ordered = sorted(samples)
-    return [ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))] for p in PERCENTILES]
+    return [ordered[max(0, math.ceil(len(ordered) * p / 100) - 1)] for p in PERCENTILES]
 
 
 def _one(kvfs, kills):

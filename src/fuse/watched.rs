@@ -43,14 +43,24 @@ impl Watched {
         // The thread ends with this.
         let _ = self.later.lock().send(Box::new(act));
     }
+
+    /// The request was answered, or handed on as a whole.
+    fn answered(&self) {
+        self.adapter.fs.work.answered();
+    }
+
+    /// It's answered later, by whoever moves its data.
+    fn under_way(&self) {}
 }
 
-/// The same operations, each as `name(what it's about: its type, more arguments)`.
+/// The same operations, each as `name(what it's about: its type, more arguments)`; `then` is what is so when they
+/// return.
 macro_rules! watched {
-    ($($name:ident($about:ident: INodeNo $(, $arg:ident: $kind:ty)*);)*) => {
+    ($then:ident: $($name:ident($about:ident: INodeNo $(, $arg:ident: $kind:ty)*);)*) => {
         $(fn $name(&self, req: &Request, $about: INodeNo $(, $arg: $kind)*) {
             let _watched = self.adapter.watch.begin(req.unique().0, node($about));
             self.adapter.$name(req, $about $(, $arg)*);
+            self.$then();
         })*
     };
 }
@@ -66,6 +76,7 @@ impl Filesystem for Watched {
             self.later(move |fs| fs.forget(node(ino), lookups));
         } else {
             self.adapter.forget(req, ino, lookups);
+            self.answered();
         }
     }
 
@@ -90,10 +101,11 @@ impl Filesystem for Watched {
         } else {
             let _watched = self.adapter.watch.begin(req.unique().0, node(ino));
             self.adapter.release(req, ino, fh, flags, lock_owner, flush, reply);
+            self.answered();
         }
     }
 
-    watched! {
+    watched! { answered:
         lookup(parent: INodeNo, name: &OsStr, reply: ReplyEntry);
         getattr(ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr);
         setattr(
@@ -114,14 +126,6 @@ impl Filesystem for Watched {
         link(ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry);
         open(ino: INodeNo, flags: OpenFlags, reply: ReplyOpen);
         create(parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate);
-        read(
-            ino: INodeNo, fh: FileHandle, offset: u64, size: u32, flags: OpenFlags, lock_owner: Option<LockOwner>,
-            reply: ReplyData
-        );
-        write(
-            ino: INodeNo, fh: FileHandle, offset: u64, data: &[u8], write_flags: WriteFlags, flags: OpenFlags,
-            lock_owner: Option<LockOwner>, reply: ReplyWrite
-        );
         flush(ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty);
         fsync(ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty);
         opendir(ino: INodeNo, flags: OpenFlags, reply: ReplyOpen);
@@ -133,10 +137,6 @@ impl Filesystem for Watched {
         getxattr(ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr);
         listxattr(ino: INodeNo, size: u32, reply: ReplyXattr);
         removexattr(ino: INodeNo, name: &OsStr, reply: ReplyEmpty);
-        ioctl(
-            ino: INodeNo, fh: FileHandle, flags: IoctlFlags, cmd: u32, in_data: &[u8], out_size: u32,
-            reply: ReplyIoctl
-        );
         poll(
             ino: INodeNo, fh: FileHandle, notifier: PollNotifier, events: PollEvents, flags: PollFlags,
             reply: ReplyPoll
@@ -146,6 +146,20 @@ impl Filesystem for Watched {
         copy_file_range(
             ino: INodeNo, fh_in: FileHandle, offset_in: u64, ino_out: INodeNo, fh_out: FileHandle, offset_out: u64,
             len: u64, flags: CopyFileRangeFlags, reply: ReplyWrite
+        );
+    }
+    watched! { under_way:
+        read(
+            ino: INodeNo, fh: FileHandle, offset: u64, size: u32, flags: OpenFlags, lock_owner: Option<LockOwner>,
+            reply: ReplyData
+        );
+        write(
+            ino: INodeNo, fh: FileHandle, offset: u64, data: &[u8], write_flags: WriteFlags, flags: OpenFlags,
+            lock_owner: Option<LockOwner>, reply: ReplyWrite
+        );
+        ioctl(
+            ino: INodeNo, fh: FileHandle, flags: IoctlFlags, cmd: u32, in_data: &[u8], out_size: u32,
+            reply: ReplyIoctl
         );
     }
 }

@@ -25,7 +25,7 @@ use super::twice::Twice;
 /// change of the layout below, of what is kept in it (`Intent`, `SetRecord`, the fast path's `Registration`), of the
 /// meaning of a [`Tag`](super::Tag), or of what is said to the parent (`Word`), which stays what it was when the mount
 /// was started.
-pub const STATE_VERSION: u8 = 3;
+pub const STATE_VERSION: u8 = 4;
 
 /// Told apart from any other file.
 const MAGIC: u64 = u64::from_le_bytes([b'k', b'v', b'f', b's', b'S', b'T', b'A', STATE_VERSION]);
@@ -94,6 +94,8 @@ pub(super) struct WorkRecord {
     pub(super) at_work: AtomicU32,
     /// What it asks for, for people.
     pub(super) op: AtomicU32,
+    /// How many daemons have taken over since it was begun last.
+    pub(super) takeovers: AtomicU32,
     pub(super) intent: [AtomicU64; WORK_ROOM / 8],
 }
 

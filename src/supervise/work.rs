@@ -3,8 +3,9 @@
 //! What always holds: an [`Intent`] is written after its operation has found that it may begin, under the lock
 //! of its name, and before anything is changed on disk. So whoever finds one after a crash can tell from the
 //! disk whether the operation was done: what it makes wasn't there before it began, what it removes was. A
-//! record stays until its thread begins with the next request, so the answer was sent by then; what the kernel
-//! doesn't send again had been answered.
+//! record goes once the answer was sent, or when its thread begins with the next request; what the kernel doesn't
+//! send again had been answered, and its record is given back after a while. A daemon that is killed before that
+//! passes them on, but not for ever.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -27,6 +28,9 @@ use super::state::{State, WORK_ROOM, WorkRecord, load, store};
 const RESENT: u64 = 1 << 63;
 /// A request over which so many daemons died is answered with an error.
 const DEADLY: u32 = 3;
+
+/// A request that wasn't sent again to so many daemons had been answered: what is sent again comes first.
+const PASSED_ON: u32 = 32;
 
 /// After so many requests that aren't sent again, and so long, none is that is.
 const MANY: usize = 4096;
@@ -191,6 +195,10 @@ impl Work {
             if unique == 0 {
                 continue;
             }
+            if record.takeovers.fetch_add(1, Relaxed) >= PASSED_ON {
+                record.unique.store(0, Release);
+                continue;
+            }
             used.push(at as u32);
             let deaths = if crashed && record.at_work.swap(0, Relaxed) != 0 {
                 record.deaths.fetch_add(1, Relaxed) + 1
@@ -270,6 +278,7 @@ impl Work {
                     record.deaths.store(0, Relaxed);
                 }
                 record.op.store(op, Relaxed);
+                record.takeovers.store(0, Relaxed);
                 record.at_work.store(1, Relaxed);
                 record.unique.store(plain, Release);
             }
@@ -277,6 +286,13 @@ impl Work {
         match known {
             Some(known) if known.deaths >= DEADLY => Err(Deadly(known.deaths)),
             _ => Ok(()),
+        }
+    }
+
+    /// The request that this thread is at was answered, unless it was handed on.
+    pub fn answered(&self) {
+        if self.state.is_some() {
+            CURRENT.with_borrow_mut(Current::answered);
         }
     }
 
@@ -421,6 +437,29 @@ mod tests {
         assert!(!work.suspects());
         drop(CURRENT.take());
         assert_eq!(state.work.lock().len(), WORK_RECORDS);
+    }
+
+    #[test]
+    fn daemons_that_are_killed_early_take_no_records_for_ever() {
+        let mut state = Arc::new(State::create().unwrap());
+        for n in 1..2000 {
+            let work = Work::new(Some(state.clone()), false);
+            work.take_over(|_| Outcome::Open);
+            assert!(state.work.lock().len() + PASSED_ON as usize + 2 >= WORK_RECORDS, "after {n}");
+            work.begin(2 * n, 1).unwrap();
+            die();
+            state = after(&state);
+        }
+        // One that comes late is known.
+        for _ in 0..PASSED_ON - 1 {
+            Work::new(Some(state.clone()), false).take_over(|_| Outcome::Open);
+            state = after(&state);
+        }
+        let work = Work::new(Some(state.clone()), false);
+        work.take_over(|_| Outcome::Open);
+        work.begin(2 * 1999 | RESENT, 1).unwrap();
+        assert!(was_begun());
+        drop(CURRENT.take());
     }
 
     #[test]
