@@ -1,3 +1,4 @@
+use std::fmt::Debug;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
@@ -53,7 +54,18 @@ impl Channel {
     pub(crate) fn sender(&self) -> ChannelSender {
         // Since write/writev syscalls are threadsafe, we can simply create
         // a sender by using the same file and use it in other threads.
-        ChannelSender(self.0.clone())
+        ChannelSender {
+            device: self.0.clone(),
+            transport: None,
+        }
+    }
+
+    /// The same for a request that came by another transport and is answered by it.
+    pub(crate) fn sender_by(&self, transport: Arc<dyn Transport>) -> ChannelSender {
+        ChannelSender {
+            transport: Some(transport),
+            ..self.sender()
+        }
     }
 
     /// Clone the FUSE device fd using FUSE_DEV_IOC_CLONE ioctl.
@@ -79,12 +91,25 @@ impl Channel {
     }
 }
 
+/// Where the answer goes to a request that didn't come by the device.
+pub trait Transport: Debug + Send + Sync {
+    /// Takes an answer: `fuse_out_header`, and what follows it. Called at most once for each
+    /// request, by any thread.
+    fn send(&self, answer: &[io::IoSlice<'_>]) -> io::Result<()>;
+}
+
 #[derive(Clone, Debug)]
-pub(crate) struct ChannelSender(Arc<DevFuse>);
+pub(crate) struct ChannelSender {
+    device: Arc<DevFuse>,
+    transport: Option<Arc<dyn Transport>>,
+}
 
 impl ChannelSender {
     pub(crate) fn send(&self, bufs: &[io::IoSlice<'_>]) -> io::Result<()> {
-        let rc = nix::sys::uio::writev(&self.0, bufs)?;
+        if let Some(transport) = &self.transport {
+            return transport.send(bufs);
+        }
+        let rc = nix::sys::uio::writev(&self.device, bufs)?;
         // writev is atomic, so do not need to check how many bytes are written.
         // libfuse does not do it either
         // https://github.com/libfuse/libfuse/blob/6278995cca991978abd25ebb2c20ebd3fc9e8a13/lib/fuse_lowlevel.c#L267
@@ -93,10 +118,10 @@ impl ChannelSender {
     }
 
     pub(crate) fn open_backing(&self, fd: BorrowedFd<'_>) -> std::io::Result<BackingId> {
-        BackingId::create(&self.0, fd)
+        BackingId::create(&self.device, fd)
     }
 
     pub(crate) unsafe fn wrap_backing(&self, id: u32) -> BackingId {
-        unsafe { BackingId::wrap_raw(&self.0, id) }
+        unsafe { BackingId::wrap_raw(&self.device, id) }
     }
 }

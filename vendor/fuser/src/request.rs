@@ -21,6 +21,7 @@ use crate::ll;
 use crate::ll::Errno;
 use crate::ll::ResponseData;
 use crate::ll::ResponseErrno;
+use crate::ll::reply::Response;
 use crate::reply::Reply;
 use crate::reply::ReplyDirectory;
 use crate::reply::ReplyDirectoryPlus;
@@ -57,6 +58,13 @@ impl<'a> RequestWithSender<'a> {
     /// request and sends back the returned reply to the kernel
     pub(crate) fn dispatch<FS: Filesystem>(&self, se: &SessionEventLoop<FS>) {
         debug!("{} thread={}", self.request, se.thread_name);
+        // An interrupt's request may have been answered meanwhile, or have come by another
+        // transport: that the kernel doesn't find it is no news.
+        if let Ok(ll::Operation::Interrupt(_)) = self.request.operation() {
+            let unique = self.request.unique();
+            let _ = ResponseErrno(Errno::ENOSYS).with_iovec(unique, |iov| self.ch.send(iov));
+            return;
+        }
         match self.dispatch_req(se) {
             Ok(Some(resp)) => self.reply::<ReplyRaw>().send_ll(&resp),
             Ok(None) => {}
