@@ -172,6 +172,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         since: Instant::now(),
         log: logging::describe(log),
         sandbox,
+        transport: session.transport().clone(),
         io_engine_why,
         supervised: beginning.status(recovered, buffers),
     };
@@ -179,7 +180,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     let control = Server::start(mounted.device, move |question, fd| daemon.answer(question, fd))
         .map_err(|e| Failure::other(format!("the control socket can't be made: {e}")))
         .inspect_err(|_| mounted.detach())?;
-    let running = session.serve().map_err(Failure::other).inspect_err(|_| mounted.detach())?;
+    let running = session.serve().inspect_err(|_| mounted.detach())?;
     let evictor = retention::start(fs.retention.clone(), fs.clone())
         .map_err(Failure::other)
         .inspect_err(|_| mounted.detach())?;

@@ -1,0 +1,163 @@
+//! A thread of a queue: it takes the requests of one entry, one after the other, and hands their answers on.
+//!
+//! What always holds: the thread that submits for an entry is the one that waits for its completions, for the kernel
+//! copies a request to memory in the context of who has submitted. A thread has one entry, so a request that takes
+//! long keeps no other one.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use io_uring::{IoUring, squeue};
+
+use super::Queues;
+use super::entry::{Entry, Room};
+use super::{abi, cpus};
+
+/// A thread's ring: one submission, one completion.
+pub(super) struct Ring(IoUring<squeue::Entry128>);
+
+impl Ring {
+    /// For commands to `device`.
+    pub(super) fn new(device: BorrowedFd<'_>) -> io::Result<Ring> {
+        // The kernel's part of a completion is done when this thread asks for it, not by interrupting it.
+        let ring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(1)?;
+        ring.submitter().register_files(&[device.as_raw_fd()])?;
+        Ok(Ring(ring))
+    }
+
+    /// # Safety
+    /// What the command names is there until its completion.
+    unsafe fn push(&mut self, command: &squeue::Entry128) -> io::Result<()> {
+        // SAFETY: as promised.
+        unsafe { self.0.submission().push(command) }.map_err(io::Error::other)
+    }
+
+    /// Submits, without waiting for a completion: an error that comes at once.
+    fn submit(&mut self) -> io::Result<Option<i32>> {
+        self.0.submit()?;
+        Ok(self.0.completion().next().map(|done| done.result()))
+    }
+
+    /// Submits what there is, and waits for a completion.
+    fn wait(&mut self) -> io::Result<i32> {
+        loop {
+            match self.0.submit_and_wait(1) {
+                Err(e) if !matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
+                    return Err(e);
+                }
+                _ => {}
+            }
+            if let Some(done) = self.0.completion().next() {
+                return Ok(done.result());
+            }
+        }
+    }
+}
+
+/// How a thread begins.
+pub(super) enum Beginning {
+    /// Its entry is new.
+    Register,
+    /// The entry's thread before hangs at this request.
+    TakeOver(u64),
+}
+
+/// Serves an entry until the connection ends, or another thread has taken it: then false. `begun` is told when requests
+/// can come.
+pub(super) fn serve(
+    queues: &Queues,
+    entry: &Arc<Entry>,
+    beginning: Beginning,
+    begun: impl FnOnce(io::Result<()>),
+) -> bool {
+    cpus::stay_on(entry.queue.into());
+    queues.watch.join(entry.queue);
+    let is_new = matches!(beginning, Beginning::Register);
+    match begin(queues, entry, beginning) {
+        Ok(Some((ring, server, completion))) => {
+            begun(Ok(()));
+            go_on(queues, entry, ring, server, completion).unwrap_or_else(|e| {
+                tracing::error!("a thread of queue {} has ended: {e}", entry.queue);
+                true
+            })
+        }
+        Ok(None) => is_new,
+        Err(e) => {
+            begun(Err(e));
+            is_new
+        }
+    }
+}
+
+type Begun = (Ring, u64, Option<i32>);
+
+fn begin(queues: &Queues, entry: &Entry, beginning: Beginning) -> io::Result<Option<Begun>> {
+    let mut ring = Ring::new(queues.device())?;
+    match beginning {
+        Beginning::Register => {
+            let buffers = entry.buffers();
+            // SAFETY: the entry is there as long as its queue (`Queues`), and `buffers` until this is submitted.
+            unsafe { ring.push(&abi::register(entry.queue, &buffers)) }?;
+            let completion = ring.submit()?;
+            match completion {
+                Some(error) if error < 0 => Err(io::Error::from_raw_os_error(-error)),
+                _ => Ok(Some((ring, entry.serve(), completion))),
+            }
+        }
+        Beginning::TakeOver(unique) => {
+            let Some(server) = entry.take_over(unique, libc::EIO) else { return Ok(None) };
+            // SAFETY: as above.
+            unsafe { ring.push(&abi::commit(entry.queue, unique)) }?;
+            Ok(Some((ring, server, None)))
+        }
+    }
+}
+
+fn go_on(
+    queues: &Queues,
+    entry: &Arc<Entry>,
+    mut ring: Ring,
+    server: u64,
+    first: Option<i32>,
+) -> io::Result<bool> {
+    let mut room = Room::new();
+    let mut completion = first;
+    loop {
+        let result = match completion.take() {
+            Some(result) => result,
+            None => ring.wait()?,
+        };
+        match -result {
+            ..=0 => {}
+            // Unmounted, or aborted.
+            libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED => return Ok(true),
+            errno => return Err(io::Error::from_raw_os_error(errno)),
+        }
+        // SAFETY: this completion gave the entry to this thread; the request isn't used after its dispatch.
+        let (unique, request) = unsafe { entry.request(&mut room) };
+        let dispatched = request.and_then(|request| dispatch(queues, entry, request));
+        if let Err(e) = dispatched {
+            tracing::error!("a request that came by io_uring can't be read: {e}");
+            entry.refuse(unique);
+        }
+        let waits = entry.is_open(server).then(|| queues.watch.wait());
+        let is_ours = entry.wait(server);
+        drop(waits);
+        if !is_ours {
+            return Ok(false);
+        }
+        // SAFETY: the entry is there as long as its queue.
+        unsafe { ring.push(&abi::commit(entry.queue, unique)) }?;
+    }
+}
+
+fn dispatch(queues: &Queues, entry: &Arc<Entry>, request: &[u8]) -> Result<(), String> {
+    let dispatched = catch_unwind(AssertUnwindSafe(|| queues.dispatcher.dispatch(request, entry.clone())));
+    match dispatched {
+        Ok(dispatched) => dispatched.map_err(|e| e.to_string()),
+        // The panic hook has written its line, and its reply has answered as it was dropped.
+        Err(_) => Ok(()),
+    }
+}
