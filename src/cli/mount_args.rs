@@ -9,8 +9,9 @@ use super::supervised::SupervisedArgs;
 use super::{Failure, logging};
 use crate::backing::{Defaults, MinFree, Missing, Spec};
 use crate::config::{
-    Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, Publish, Supervise, backing_specs,
-    default_threads, Transport};
+    Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, Publish, Supervise, Transport, backing_specs,
+    default_threads,
+};
 use crate::direct::DirectOptions;
 use crate::fuse::{check_mount_point, where_mounted};
 use crate::placement::{self, GpuMap};

@@ -278,7 +278,10 @@ impl Session {
     /// Answers requests from now on.
     pub fn serve(self) -> Result<Running, SessionError> {
         let Session { session, watch, mounted, start, queues, .. } = self;
-        let thread = std::thread::Builder::new().name("kvfs-session".into()).spawn(|| session.run()).map_err(SessionError::Handshake)?;
+        let thread = std::thread::Builder::new()
+            .name("kvfs-session".into())
+            .spawn(|| session.run())
+            .map_err(SessionError::Handshake)?;
         start.crossed().map_err(SessionError::Handshake)?;
         if let Some(queues) = &queues {
             queues.start().map_err(SessionError::Uring)?;

@@ -9,8 +9,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, OnceLock, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -282,7 +282,9 @@ impl Watch {
                 );
             }
             Err(e) => {
-                tracing::warn!("{stuck} of {threads} threads{whose} wait for a drive, and there are no more: {e}");
+                tracing::warn!(
+                    "{stuck} of {threads} threads{whose} wait for a drive, and there are no more: {e}"
+                );
             }
         }
     }

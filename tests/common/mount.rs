@@ -48,6 +48,8 @@ pub(crate) struct Builder {
     pub(crate) point: PathBuf,
     pub(crate) backings: Vec<PathBuf>,
     passthrough: Passthrough,
+    /// Where it isn't the default.
+    transport: Option<OsString>,
     args: Vec<OsString>,
     env: Vec<(String, OsString)>,
     uid: Option<u32>,
@@ -63,6 +65,8 @@ impl Builder {
             point,
             backings: backings.to_vec(),
             passthrough: Passthrough::from_env(),
+            // Of the tests that have no transport of their own: KVFS_TEST_TRANSPORT
+            transport: std::env::var_os("KVFS_TEST_TRANSPORT"),
             args: Vec::new(),
             env: Vec::new(),
             uid: None,
@@ -93,6 +97,12 @@ impl Builder {
         self
     }
 
+    /// How requests come.
+    pub(crate) fn transport(mut self, transport: &str) -> Builder {
+        self.transport = Some(transport.into());
+        self
+    }
+
     pub(crate) fn arg(mut self, arg: impl Into<OsString>) -> Builder {
         self.args.push(arg.into());
         self
@@ -105,7 +115,9 @@ impl Builder {
     }
 
     /// With the parent that starts the daemon again when it dies.
-    pub(crate) fn supervised(self) -> Builder {
+    pub(crate) fn supervised(mut self) -> Builder {
+        // No other can be supervised.
+        self.transport = None;
         // Tests end the parent with themselves; the daemon goes with it.
         self.arg("--supervise").arg("on").env("KVFS_TEST_DIE_WITH_PARENT", "1")
     }
@@ -129,6 +141,9 @@ impl Builder {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg("mount").arg(&self.point).arg("--backing").arg(backings).arg("-f");
         command.args(["--passthrough", self.passthrough.word()]).arg("--log").arg(log).args(&self.args);
+        if let Some(transport) = &self.transport {
+            command.arg("--transport").arg(transport);
+        }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         if let Some(uid) = self.uid {
             command.uid(uid).gid(uid).env_remove("XDG_RUNTIME_DIR");

@@ -1,10 +1,8 @@
 //! The processors: the kernel has a queue for each that there could be.
 //!
-//! What always holds: a queue is there for processors that are off, too; what can't be bound to one runs anywhere.
+//! What always holds: there's an entry for each, also of those that are off: the kernel waits for all.
 
 use std::io;
-
-use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// Entries of all queues together, as far as `EACH` allows.
 const ALL: usize = 256;
@@ -34,19 +32,6 @@ fn list(text: &str) -> Vec<usize> {
         None => number(part).map(|only| only..=only),
     };
     text.split(',').filter_map(range).flatten().collect()
-}
-
-/// Keeps the calling thread on a processor: a request is then answered where it was made, and nobody is woken
-/// elsewhere. Not where that processor is off, or isn't for this process.
-pub(super) fn stay_on(cpu: usize) {
-    if cpu >= CpuSet::MAX_CPU {
-        return;
-    }
-    let mut only = CpuSet::new();
-    only.set(cpu);
-    if let Err(e) = sched_setaffinity(None, &only) {
-        tracing::debug!("the thread of queue {cpu} runs anywhere: {e}");
-    }
 }
 
 #[cfg(test)]

@@ -122,7 +122,9 @@ impl Entry {
             ((*headers).in_out, (*headers).op_in, (*headers).entry)
         };
         let unique = entry.commit_id;
-        let Ok((header, _)) = InHeader::read_from_prefix(&in_out) else { return (unique, Err("no header".into())) };
+        let Ok((header, _)) = InHeader::read_from_prefix(&in_out) else {
+            return (unique, Err("no header".into()));
+        };
         let (len, payload) = (header.len as usize, entry.payload_size as usize);
         let op = len.checked_sub(IN_HEADER + payload).filter(|op| *op <= op_in.len() && op.is_multiple_of(8));
         let Some(op) = op.filter(|_| payload <= PAYLOAD && header.unique == unique) else {
@@ -262,7 +264,9 @@ impl Entry {
 
 impl fuser::Transport for Entry {
     fn send(&self, answer: &[IoSlice<'_>]) -> io::Result<()> {
-        let Some((first, rest)) = answer.split_first() else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let Some((first, rest)) = answer.split_first() else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
         let Ok((header, more)) = OutHeader::read_from_prefix(first) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };

@@ -39,7 +39,12 @@ pub struct Chosen {
 
 /// How requests will come. `init` is the kernel's first word; `is_supervised` says whether another daemon is to go on
 /// when this one dies. An error says why they can't come by io_uring, where they have to.
-pub(super) fn choose(wanted: Transport, init: &[u8], is_supervised: bool, device: &OwnedFd) -> Result<Chosen, String> {
+pub(super) fn choose(
+    wanted: Transport,
+    init: &[u8],
+    is_supervised: bool,
+    device: &OwnedFd,
+) -> Result<Chosen, String> {
     if wanted == Transport::DevFuse {
         return Ok(Chosen { uring: false, why: None });
     }
@@ -47,7 +52,9 @@ pub(super) fn choose(wanted: Transport, init: &[u8], is_supervised: bool, device
         Some("the kernel can't send requests again that a daemon died over, if they came so; mount with --supervise off".into())
     } else if !is_offered(init) {
         Some(match std::fs::read_to_string(ENABLE) {
-            Ok(_) => format!("the kernel is told not to; write Y to {ENABLE} (fuse.enable_uring=1 on its command line)"),
+            Ok(_) => format!(
+                "the kernel is told not to; write Y to {ENABLE} (fuse.enable_uring=1 on its command line)"
+            ),
             Err(_) => "this kernel can't (Linux 6.14 or newer can)".into(),
         })
     } else {
@@ -81,7 +88,12 @@ pub(super) struct Queues {
 
 impl Queues {
     /// Not served yet. `device` is the session's.
-    pub(super) fn new(filesystem: Watched, device: OwnedFd, acl: SessionACL, watch: Arc<Watch>) -> io::Result<Arc<Queues>> {
+    pub(super) fn new(
+        filesystem: Watched,
+        device: OwnedFd,
+        acl: SessionACL,
+        watch: Arc<Watch>,
+    ) -> io::Result<Arc<Queues>> {
         let queues = Arc::new(Queues {
             dispatcher: Dispatcher::new(filesystem, device.try_clone()?, acl),
             device,

@@ -12,8 +12,9 @@ use std::sync::Arc;
 use io_uring::{IoUring, squeue};
 
 use super::Queues;
+use super::abi;
 use super::entry::{Entry, Room};
-use super::{abi, cpus};
+use crate::processors::stay_on;
 
 /// A thread's ring: one submission, one completion.
 pub(super) struct Ring(IoUring<squeue::Entry128>);
@@ -72,7 +73,8 @@ pub(super) fn serve(
     beginning: Beginning,
     begun: impl FnOnce(io::Result<()>),
 ) -> bool {
-    cpus::stay_on(entry.queue.into());
+    // A request is answered where it was made, and nobody is woken elsewhere.
+    stay_on(entry.queue.into());
     queues.watch.join(entry.queue);
     let is_new = matches!(beginning, Beginning::Register);
     match begin(queues, entry, beginning) {
