@@ -6,7 +6,7 @@
 //! by io_uring. A thread that came to help stays.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -26,7 +26,7 @@ const TICK: Duration = Duration::from_millis(250);
 /// After so many times the deadline a request may be waiting for any drive.
 const GUESS: u32 = 3;
 /// Threads that read from the device at most, and of one queue.
-const MOST: (usize, usize) = (256, 32);
+const MOST: (usize, usize) = (256, 64);
 
 /// Threads among which nobody chooses who gets a request: those that read from the device, or a queue's.
 type Crew = Option<u16>;
@@ -153,6 +153,13 @@ impl Watch {
         *self.threads.lock().entry(Some(queue)).or_default() += 1;
     }
 
+    /// What the last requests were about.
+    pub(super) fn nodes(&self) -> Vec<NodeId> {
+        let nodes =
+            self.desks.lock().iter().map(|desk| NodeId(desk.node.load(Relaxed))).collect::<HashSet<_>>();
+        nodes.into_iter().collect()
+    }
+
     fn now(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
@@ -262,7 +269,7 @@ impl Watch {
     /// More threads where these keep a crew from its work.
     fn look_at_crew(&self, crew: Crew, stuck: usize, help: &dyn Fn(usize) -> io::Result<()>) {
         let threads = self.threads.lock().get(&crew).copied().unwrap_or_default();
-        // Where requests wait in a queue without a free entry, a new one takes them only after another.
+        // What waits in a queue without a free entry is better not there.
         let (free, most) = if crew.is_some() { (1, MOST.1) } else { (0, MOST.0) };
         if stuck + free < threads || threads >= most {
             return;

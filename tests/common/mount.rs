@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use super::cli::{self, BINARY};
+use super::enabled::Uring;
 use super::lab::Lab;
 use super::{ns, sys, user};
 
@@ -165,6 +166,7 @@ impl Builder {
         };
         let (log, _) = file("log");
         let (said, stderr) = file("stderr");
+        let enabled = (self.transport.as_deref() == Some("io-uring".as_ref())).then(Uring::enabled);
         let mut command = self.command(&log);
         command.stdin(Stdio::null()).stdout(stderr.try_clone().expect("stdout")).stderr(stderr);
         sys::die_with_parent(&mut command);
@@ -172,6 +174,7 @@ impl Builder {
         let pidfd = sys::pidfd(child.id()).expect("pidfd of the daemon");
         let point = self.point.clone();
         let mut mount = Mount {
+            _enabled: enabled,
             guard: None,
             minor: 0,
             child: Some(child),
@@ -217,6 +220,8 @@ pub(crate) struct Mount {
     said: PathBuf,
     panics: AtomicU64,
     builder: Builder,
+    /// Where requests come by io_uring.
+    _enabled: Option<Uring>,
 }
 
 impl Mount {

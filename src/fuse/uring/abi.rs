@@ -80,6 +80,31 @@ impl OutHeader {
 
 const _: () = assert!(size_of::<Headers>() == 288 && size_of::<InHeader>() == 40);
 
+/// What has the kernel put a request to the queue of the processor that this is written on: to be answered with
+/// whatever, it's for nobody. `number` tells it from others. The kernel refuses it unless it has `node`, and that is a
+/// regular file.
+///
+/// It's a `FUSE_NOTIFY_RETRIEVE` of no bytes: `struct fuse_out_header`, which is a notification by having no
+/// request's number, and `struct fuse_notify_retrieve_out`.
+pub(super) fn nudge(number: u32, node: u64) -> [u8; 48] {
+    const NOTIFY_RETRIEVE: i32 = 5;
+    let header = OutHeader { len: 48, error: NOTIFY_RETRIEVE, unique: 0 };
+    let (unique, offset, size_and_padding) = (NUDGE | u64::from(number) << 1, 0u64, 0u64);
+    let words = [unique, node, offset, size_and_padding];
+    let mut message = [0; 48];
+    message[..16].copy_from_slice(header.as_bytes());
+    message[16..].copy_from_slice(words.as_bytes());
+    message
+}
+
+/// Whether a request is one that `nudge` has brought.
+pub(super) fn is_nudge(unique: u64) -> bool {
+    unique & NUDGE != 0
+}
+
+/// The kernel counts its own requests from 0, by twos, and marks those that it sends again with the highest bit.
+const NUDGE: u64 = 1 << 62;
+
 /// An entry's two buffers, as a submission names them.
 pub(super) type Buffers = [libc::iovec; 2];
 
@@ -110,6 +135,15 @@ fn command(operation: u32, queue: u16, commit_id: u64, addr: Option<u64>) -> Ent
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nudges_are_told_from_requests() {
+        let message = nudge(3, 77);
+        let unique = u64::from_ne_bytes(message[16..24].try_into().unwrap());
+        assert_eq!((message[..4].as_ref(), message[4], unique), (&48u32.to_ne_bytes()[..], 5, NUDGE + 6));
+        assert_eq!(message[24], 77);
+        assert!(is_nudge(unique) && !is_nudge(2) && !is_nudge(1 << 63 | 2));
+    }
 
     #[test]
     fn submissions_are_laid_out_as_the_kernel_reads_them() {

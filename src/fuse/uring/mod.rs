@@ -14,6 +14,7 @@ mod serve;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{Receiver, channel};
 
 use fuser::{Dispatcher, SessionACL};
@@ -81,6 +82,8 @@ pub(super) struct Queues {
     watch: Arc<Watch>,
     /// They stay: the kernel writes to their memory until the connection has ended.
     entries: Mutex<Vec<Arc<Entry>>>,
+    /// A number for each.
+    nudges: AtomicU32,
     /// How many of them are served.
     served: Mutex<usize>,
     ended: Condvar,
@@ -99,6 +102,7 @@ impl Queues {
             device,
             watch: watch.clone(),
             entries: Mutex::default(),
+            nudges: AtomicU32::new(0),
             served: Mutex::default(),
             ended: Condvar::new(),
         });
@@ -116,7 +120,7 @@ impl Queues {
         for (queue, number) in cpus::entries()?.into_iter().enumerate() {
             let queue = u16::try_from(queue).map_err(io::Error::other)?;
             for _ in 0..number {
-                begun.push(self.add(queue)?);
+                begun.push(self.add(queue, Beginning::Register)?);
             }
         }
         begun.into_iter().try_for_each(|begun| begun.recv().map_err(io::Error::other)?)
@@ -124,7 +128,8 @@ impl Queues {
 
     /// Gives a queue so many more entries.
     pub(super) fn help(self: &Arc<Queues>, queue: u16, entries: usize) -> io::Result<()> {
-        let begun: Vec<_> = (0..entries).map(|_| self.add(queue)).collect::<io::Result<_>>()?;
+        let begun: Vec<_> =
+            (0..entries).map(|_| self.add(queue, Beginning::Help)).collect::<io::Result<_>>()?;
         begun.into_iter().try_for_each(|begun| begun.recv().map_err(io::Error::other)?)
     }
 
@@ -154,10 +159,10 @@ impl Queues {
         }
     }
 
-    fn add(self: &Arc<Queues>, queue: u16) -> io::Result<Receiver<io::Result<()>>> {
+    fn add(self: &Arc<Queues>, queue: u16, beginning: Beginning) -> io::Result<Receiver<io::Result<()>>> {
         let entry = Arc::new(Entry::new(queue)?);
         self.entries.lock().push(entry.clone());
-        self.run(entry, Beginning::Register)
+        self.run(entry, beginning)
     }
 
     /// Starts a thread for an entry; it says when requests can come.
@@ -168,7 +173,7 @@ impl Queues {
     ) -> io::Result<Receiver<io::Result<()>>> {
         let (begun, told) = channel();
         let (queues, name) = (self.clone(), format!("kvfs-cpu-{}", entry.queue));
-        let is_new = matches!(beginning, Beginning::Register);
+        let is_new = !matches!(beginning, Beginning::TakeOver(_));
         let run = move || {
             let tell = |how| {
                 // Nobody listens where an entry is taken over.

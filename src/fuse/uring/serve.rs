@@ -8,12 +8,14 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use io_uring::{IoUring, squeue};
 
 use super::Queues;
 use super::abi;
 use super::entry::{Entry, Room};
+use crate::index::NodeId;
 use crate::processors::stay_on;
 
 /// A thread's ring: one submission, one completion.
@@ -61,6 +63,9 @@ impl Ring {
 pub(super) enum Beginning {
     /// Its entry is new.
     Register,
+    /// The same, and requests may wait in the queue already: the kernel gives them only to an entry that has just
+    /// answered another.
+    Help,
     /// The entry's thread before hangs at this request.
     TakeOver(u64),
 }
@@ -76,7 +81,7 @@ pub(super) fn serve(
     // A request is answered where it was made, and nobody is woken elsewhere.
     stay_on(entry.queue.into());
     queues.watch.join(entry.queue);
-    let is_new = matches!(beginning, Beginning::Register);
+    let is_new = !matches!(beginning, Beginning::TakeOver(_));
     match begin(queues, entry, beginning) {
         Ok(Some((ring, server, completion))) => {
             begun(Ok(()));
@@ -98,15 +103,24 @@ type Begun = (Ring, u64, Option<i32>);
 fn begin(queues: &Queues, entry: &Entry, beginning: Beginning) -> io::Result<Option<Begun>> {
     let mut ring = Ring::new(queues.device())?;
     match beginning {
-        Beginning::Register => {
+        Beginning::Register | Beginning::Help => {
             let buffers = entry.buffers();
             // SAFETY: the entry is there as long as its queue (`Queues`), and `buffers` until this is submitted.
             unsafe { ring.push(&abi::register(entry.queue, &buffers)) }?;
             let completion = ring.submit()?;
-            match completion {
-                Some(error) if error < 0 => Err(io::Error::from_raw_os_error(-error)),
-                _ => Ok(Some((ring, entry.serve(), completion))),
+            if let Some(error) = completion.filter(|result| *result < 0) {
+                return Err(io::Error::from_raw_os_error(-error));
             }
+            if matches!(beginning, Beginning::Help) {
+                // Without it they wait until another request is made on this processor.
+                let number = queues.nudges.fetch_add(1, Relaxed);
+                let try_with =
+                    |node: &NodeId| rustix::io::write(queues.device(), &abi::nudge(number, node.0)).is_ok();
+                if !queues.watch.nodes().iter().any(try_with) {
+                    tracing::debug!("what waits in queue {} waits for the next request there", entry.queue);
+                }
+            }
+            Ok(Some((ring, entry.serve(), completion)))
         }
         Beginning::TakeOver(unique) => {
             let Some(server) = entry.take_over(unique, libc::EIO) else { return Ok(None) };
@@ -139,7 +153,13 @@ fn go_on(
         }
         // SAFETY: this completion gave the entry to this thread; the request isn't used after its dispatch.
         let (unique, request) = unsafe { entry.request(&mut room) };
-        let dispatched = request.and_then(|request| dispatch(queues, entry, request));
+        let dispatched = match request {
+            Ok(_) if abi::is_nudge(unique) => {
+                entry.refuse(unique);
+                Ok(())
+            }
+            request => request.and_then(|request| dispatch(queues, entry, request)),
+        };
         if let Err(e) = dispatched {
             tracing::error!("a request that came by io_uring can't be read: {e}");
             entry.refuse(unique);
