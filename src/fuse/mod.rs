@@ -22,5 +22,5 @@ mod watched;
 pub(crate) use helper::serve as unmount_helper;
 pub use mount::{FS_TYPE, MountError, Mounted, UnmountError, check_mount_point, unmount, where_mounted};
 pub use session::{Running, Session, SessionError};
-pub use uring::Chosen as ChosenTransport;
+pub use uring::{Chosen as ChosenTransport, choose_transport};
 pub use watch::nobody_waits;

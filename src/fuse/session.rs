@@ -19,7 +19,7 @@ use super::help::help;
 use super::mount::{MountError, Mounted, mount};
 use super::prune::Pruner;
 use super::start::Start;
-use super::uring::{Chosen, Queues, choose};
+use super::uring::{Chosen, Queues, is_offered};
 use super::wanted::Wanted;
 use super::watch::Watch;
 use super::watched::Watched;
@@ -98,21 +98,24 @@ impl Session {
         fs: &Arc<Fs>,
         direct: &Arc<Direct>,
         config: &MountConfig,
+        transport: Chosen,
         survival: &Survival,
     ) -> Result<Session, SessionError> {
         let (device, mounted) = mount(&config.mount_point, &source(&fs.backings()), config.allow_other)?;
         let mounted = Arc::new(mounted);
         // Whatever goes wrong from here on: nothing stays mounted.
-        let result = Session::on(fs, direct, config, device, mounted.clone(), survival).and_then(|session| {
-            if let Some(state) = &survival.state {
-                // There's nothing to send again yet: this tells whether the kernel can.
-                resend(session.device.as_fd()).map_err(SessionError::NoResend)?;
-                survival.keeper.keep(Tag::State, state.fd());
-                fs.keep_locks();
-                survival.keeper.keep(Tag::Device, session.device.as_fd());
-            }
-            Ok(session)
-        });
+        let result = Session::on(fs, direct, config, transport, device, mounted.clone(), survival).and_then(
+            |session| {
+                if let Some(state) = &survival.state {
+                    // There's nothing to send again yet: this tells whether the kernel can.
+                    resend(session.device.as_fd()).map_err(SessionError::NoResend)?;
+                    survival.keeper.keep(Tag::State, state.fd());
+                    fs.keep_locks();
+                    survival.keeper.keep(Tag::Device, session.device.as_fd());
+                }
+                Ok(session)
+            },
+        );
         if result.is_err() {
             mounted.detach();
         }
@@ -125,18 +128,20 @@ impl Session {
         fs: &Arc<Fs>,
         direct: &Arc<Direct>,
         config: &MountConfig,
+        transport: Chosen,
         survival: &Survival,
         device: OwnedFd,
     ) -> Result<Session, SessionError> {
         let number = survival.state.as_ref().map(|state| state.device()).unwrap_or_default();
         let mounted = Arc::new(Mounted::at(&config.mount_point, number));
-        Session::on(fs, direct, config, device, mounted, survival)
+        Session::on(fs, direct, config, transport, device, mounted, survival)
     }
 
     fn on(
         fs: &Arc<Fs>,
         direct: &Arc<Direct>,
         config: &MountConfig,
+        transport: Chosen,
         device: OwnedFd,
         mounted: Arc<Mounted>,
         survival: &Survival,
@@ -144,8 +149,9 @@ impl Session {
         let is_root = rustix::process::geteuid().is_root();
         let state = survival.state.as_deref();
         let greeting = Greeting::read(&device, state).map_err(SessionError::Handshake)?;
-        let transport = choose(config.transport, greeting.init(), state.is_some(), &device)
-            .map_err(SessionError::NoUring)?;
+        if transport.uring && !is_offered(greeting.init()) {
+            return Err(SessionError::NoUring("the kernel hasn't offered it".into()));
+        }
         let passthrough = match config.passthrough {
             PassthroughMode::Off => None,
             // The set of backings may have changed since that was agreed on.

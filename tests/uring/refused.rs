@@ -33,7 +33,7 @@ fn taken_instead(lab: &Lab, naming: &str) {
     assert_eq!(status["transport"], "/dev/fuse");
     assert!(status["transport_why"].as_str().unwrap().contains(naming), "{status:#}");
     let told = kvfs(["status".as_ref(), mount.point().as_os_str()]).code(0).stdout;
-    assert!(told.contains(&format!("(not io_uring: ")), "{told}");
+    assert!(told.contains("(not io_uring: "), "{told}");
 }
 
 #[test]
@@ -89,6 +89,6 @@ fn where_rings_are_forbidden() {
 #[test]
 fn other_words_are_none() {
     let lab = Lab::new();
-    mount(&lab, &["--transport=carrier-pigeon"]).fault(40, &["carrier-pigeon"]);
+    mount(&lab, &["--transport=carrier-pigeon"]).fault(41, &["carrier-pigeon"]);
     assert!(sys::lstat(lab.path("a/.kvfs-backing")).is_err());
 }

@@ -20,6 +20,7 @@ use std::sync::mpsc::{Receiver, channel};
 use fuser::{Dispatcher, SessionACL};
 use parking_lot::{Condvar, Mutex};
 
+use super::session::SessionError;
 use super::watch::Watch;
 use super::watched::Watched;
 use crate::config::Transport;
@@ -38,39 +39,41 @@ pub struct Chosen {
     pub why: Option<String>,
 }
 
-/// How requests will come. `init` is the kernel's first word; `is_supervised` says whether another daemon is to go on
-/// when this one dies. An error says why they can't come by io_uring, where they have to.
-pub(super) fn choose(
-    wanted: Transport,
-    init: &[u8],
-    is_supervised: bool,
-    device: &OwnedFd,
-) -> Result<Chosen, String> {
+/// How requests will come, before anything is touched. `is_supervised`: another daemon is to go on when this one dies.
+pub fn choose_transport(wanted: Transport, is_supervised: bool) -> Result<Chosen, SessionError> {
     if wanted == Transport::DevFuse {
         return Ok(Chosen { uring: false, why: None });
     }
-    let hindered = if is_supervised {
-        Some("the kernel can't send requests again that a daemon died over, if they came so; mount with --supervise off".into())
-    } else if !is_offered(init) {
-        Some(match std::fs::read_to_string(ENABLE) {
-            Ok(_) => format!(
-                "the kernel is told not to; write Y to {ENABLE} (fuse.enable_uring=1 on its command line)"
-            ),
-            Err(_) => "this kernel can't (Linux 6.14 or newer can)".into(),
-        })
-    } else {
-        // What the daemon is kept from, by a container's filter say, is known before the kernel is told.
-        Ring::new(device.as_fd()).err().map(|e| format!("a ring can't be set up: {e}; kvfs doctor says more"))
-    };
-    match (wanted, hindered) {
+    match (wanted, hindrance(is_supervised)) {
         (_, None) => Ok(Chosen { uring: true, why: None }),
-        (Transport::IoUring, Some(why)) => Err(why),
+        (Transport::IoUring, Some(why)) => Err(SessionError::NoUring(why)),
         (_, why) => Ok(Chosen { uring: false, why }),
     }
 }
 
+/// Why requests can't come by io_uring.
+fn hindrance(is_supervised: bool) -> Option<String> {
+    if is_supervised {
+        return Some(
+            "the kernel can't send requests again that a daemon died over, if they came so; mount with --supervise off"
+                .into(),
+        );
+    }
+    match std::fs::read_to_string(ENABLE) {
+        Err(_) => return Some("this kernel can't (Linux 6.14 or newer can)".into()),
+        Ok(enabled) if enabled.trim() != "Y" => {
+            return Some(format!(
+                "the kernel is told not to; write Y to {ENABLE}, or have fuse.enable_uring=1 on its command line"
+            ));
+        }
+        Ok(_) => {}
+    }
+    // What the daemon is kept from, by a container's filter say, is known before the kernel is told.
+    Ring::new().err().map(|e| format!("a ring can't be set up: {e}; `kvfs doctor` says more"))
+}
+
 /// Whether the kernel has offered it at INIT: `flags2` of struct fuse_init_in, behind struct fuse_in_header.
-fn is_offered(init: &[u8]) -> bool {
+pub(super) fn is_offered(init: &[u8]) -> bool {
     let flags2 = init.get(56..60).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
     flags2.is_some_and(|flags| flags & abi::OVER_IO_URING != 0)
 }

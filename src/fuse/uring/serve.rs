@@ -22,12 +22,15 @@ use crate::processors::stay_on;
 pub(super) struct Ring(IoUring<squeue::Entry128>);
 
 impl Ring {
-    /// For commands to `device`.
-    pub(super) fn new(device: BorrowedFd<'_>) -> io::Result<Ring> {
+    /// For the calling thread.
+    pub(super) fn new() -> io::Result<Ring> {
         // The kernel's part of a completion is done when this thread asks for it, not by interrupting it.
-        let ring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(1)?;
-        ring.submitter().register_files(&[device.as_raw_fd()])?;
-        Ok(Ring(ring))
+        IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(1).map(Ring)
+    }
+
+    /// What commands are for.
+    fn register(&self, device: BorrowedFd<'_>) -> io::Result<()> {
+        self.0.submitter().register_files(&[device.as_raw_fd()])
     }
 
     /// # Safety
@@ -101,7 +104,8 @@ pub(super) fn serve(
 type Begun = (Ring, u64, Option<i32>);
 
 fn begin(queues: &Queues, entry: &Entry, beginning: Beginning) -> io::Result<Option<Begun>> {
-    let mut ring = Ring::new(queues.device())?;
+    let mut ring = Ring::new()?;
+    ring.register(queues.device())?;
     match beginning {
         Beginning::Register | Beginning::Help => {
             let buffers = entry.buffers();
