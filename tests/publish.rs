@@ -14,7 +14,7 @@ mod visible;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
@@ -96,6 +96,12 @@ fn obey(path: &Path, mut fd: Option<OwnedFd>, orders: &mut File, say: &mut dyn F
             b's' => said(&sys::fsync(open())),
             b't' => said(&sys::ftruncate(open(), 0)),
             b'd' => said(&sys::fcntl(open(), libc::F_DUPFD, 100)),
+            // By what 'd' has made.
+            b'W' => {
+                // SAFETY: F_DUPFD has made it, and it's not closed by this.
+                let copy = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(100) });
+                said(&sys::write(&copy, b"more"))
+            }
             b'l' => said(&sys::stat(path)),
             b'r' => said(&sys::rename(path, path.with_extension("renamed"))),
             b'c' => {
@@ -104,12 +110,14 @@ fn obey(path: &Path, mut fd: Option<OwnedFd>, orders: &mut File, say: &mut dyn F
             }
             // A child that has the descriptor, too, until it's killed.
             b'f' => {
-                let child = Process::start(|say| {
-                    say("ok");
+                let mut child = Process::start(|say| {
+                    say("there");
                     loop {
                         std::thread::park();
                     }
                 });
+                // From now on it ends with this one.
+                assert_eq!(child.hear(), "there");
                 std::mem::forget(child);
                 "ok".into()
             }

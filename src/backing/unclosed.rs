@@ -5,6 +5,7 @@
 //! that is the last checkpoint: everything that was closed before it's on the device, and so is what was
 //! written down then. Not mapped memory: a store to it kills the daemon (SIGBUS) when the drive fails.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, Statx, openat, unlinkat};
 use xxhash_rust::xxh3::xxh3_64;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -29,6 +30,7 @@ const MOST: usize = 1 << 24;
 const FREE: u32 = 0;
 const MAKING: u32 = 1;
 const OPEN: u32 = 2;
+const CLOSING: u32 = 3;
 
 /// A sector.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -60,6 +62,9 @@ struct Raw {
     name_len: u32,
     /// The inode of the directory that it's made in.
     parent: u64,
+    /// How the file was when it was perhaps closed: its size, and its mtime in nanoseconds since 1970.
+    size: u64,
+    changed: i64,
 }
 
 /// Which file a record is of.
@@ -92,6 +97,25 @@ pub struct Begun {
     pub writer: (u32, u64),
     /// A process died that had it open.
     pub dead: bool,
+    /// Its only descriptor may have been closed, when it was like this.
+    pub closing: Option<Content>,
+}
+
+/// What tells whether a file was written to: its size in bytes, and its mtime in nanoseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Its size.
+    pub size: u64,
+    /// Its mtime.
+    pub changed: i64,
+}
+
+impl From<&Statx> for Content {
+    fn from(stat: &Statx) -> Content {
+        let time = stat.stx_mtime;
+        let changed = time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec.into());
+        Content { size: stat.stx_size, changed }
+    }
 }
 
 /// What a mount before this one has left.
@@ -224,10 +248,12 @@ impl Raw {
                 let name = rest.get(..self.name_len as usize)?.to_vec();
                 Which::Named { parent: self.parent, name }
             }
-            OPEN => Which::Inode { ino: self.ino, birth: self.birth },
+            OPEN | CLOSING => Which::Inode { ino: self.ino, birth: self.birth },
             _ => return None,
         };
-        Some(Begun { record, which, writer: (self.pid, self.start), dead: self.dead != 0 })
+        let content = Content { size: self.size, changed: self.changed };
+        let closing = (self.state == CLOSING).then_some(content);
+        Some(Begun { record, which, writer: (self.pid, self.start), dead: self.dead != 0, closing })
     }
 }
 
@@ -245,7 +271,7 @@ impl Unclosed {
         if goes_on && left.header.is_some() {
             let mut numbers = list.numbers.lock();
             numbers.next = left.begun.iter().map(|begun| begun.record + 1).max().unwrap_or(0);
-            let used: Vec<u32> = left.begun.iter().map(|begun| begun.record).collect();
+            let used: HashSet<u32> = left.begun.iter().map(|begun| begun.record).collect();
             numbers.free = (0..numbers.next).filter(|record| !used.contains(record)).collect();
             drop(numbers);
             return Ok(list);
@@ -275,10 +301,7 @@ impl Unclosed {
 
     /// Nothing is written down now: the next record opens the file again.
     fn rest(&self) {
-        let numbers = self.numbers.lock();
-        let is_idle = numbers.free.len() == numbers.next as usize;
-        drop(numbers);
-        let idle = if is_idle { self.file.lock().take() } else { None };
+        let idle = if self.is_idle() { self.file.lock().take() } else { None };
         drop(idle);
     }
 
@@ -347,6 +370,15 @@ impl Unclosed {
         write_at(&*self.file()?, &1u32.to_ne_bytes(), offset(record) + std::mem::offset_of!(Raw, dead) as u64)
     }
 
+    /// Its only descriptor is closed, or a copy of that: it's whole if it stays as it is.
+    pub fn closing(&self, record: u32, content: Content) -> io::Result<()> {
+        let Content { size, changed } = content;
+        let raw = Raw { size, changed, ..Raw::new_zeroed() };
+        let (at, from) = (offset(record), std::mem::offset_of!(Raw, size));
+        write_at(&*self.file()?, &raw.as_bytes()[from..], at + from as u64)?;
+        write_at(&*self.file()?, &CLOSING.to_ne_bytes(), at)
+    }
+
     /// It was closed, or isn't there.
     pub fn forget(&self, record: u32) -> io::Result<()> {
         write_at(&*self.file()?, &FREE.to_ne_bytes(), offset(record))?;
@@ -365,11 +397,26 @@ impl Unclosed {
         Ok(rustix::fs::fdatasync(&*self.file()?)?)
     }
 
+    /// There was no mount after all: what it had begun goes again, unless a mount before needs it.
+    pub fn withdraw(&self) {
+        if !self.touched.load(Relaxed) {
+            // An empty list does no harm.
+            let _ = remove(self.root.as_fd());
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let numbers = self.numbers.lock();
+        numbers.free.len() == numbers.next as usize
+    }
+
     /// Has everything that was closed until now on the device, and writes that down, if there is anything new.
-    /// `clean`: the mount has ended, and nothing is left behind.
-    pub fn checkpoint(&self, clean: bool) -> io::Result<()> {
+    /// `ended`: the mount has ended. Then nothing is left behind, unless a file wasn't closed (the connection was
+    /// aborted): that's for the next mount.
+    pub fn checkpoint(&self, ended: bool) -> io::Result<()> {
         let later = std::mem::take(&mut *self.later.lock());
         later.into_iter().try_for_each(|record| self.forget(record))?;
+        let clean = ended && self.is_idle();
         if !self.touched.swap(false, Relaxed) && !clean {
             self.rest();
             return Ok(());
@@ -408,6 +455,12 @@ mod tests {
         assert_eq!(of(&there), [Which::Named { parent: 7, name: b"a".into() }, inode(12, 99), inode(13, 98)]);
         let begun = &there.begun[1];
         assert_eq!((begun.writer, begun.dead, there.begun[2].dead), ((3, 4), false, true));
+        assert_eq!(begun.closing, None);
+        let content = Content { size: 1 << 40, changed: -3 };
+        list.closing(b, content).unwrap();
+        let there = left(root.as_fd()).unwrap().unwrap();
+        let begun = &there.begun[1];
+        assert_eq!((&begun.which, begun.writer, begun.closing), (&inode(12, 99), (3, 4), Some(content)));
         assert!(there.power_lost.is_none(), "the machine has been up since");
 
         list.forget(a).unwrap();
@@ -420,6 +473,10 @@ mod tests {
         let anew = Unclosed::begin(root.as_fd(), &there, false, false).unwrap();
         let there = left(root.as_fd()).unwrap().unwrap();
         assert!(there.begun.is_empty() && there.may_be_unsynced());
+        let open = anew.opened(15, 96, (0, 0)).unwrap();
+        anew.checkpoint(true).unwrap();
+        assert_eq!(of(&left(root.as_fd()).unwrap().unwrap()), [inode(15, 96)], "a file wasn't closed");
+        anew.forget(open).unwrap();
         anew.checkpoint(true).unwrap();
         assert!(left(root.as_fd()).unwrap().is_none(), "a mount that has ended leaves nothing");
     }

@@ -143,7 +143,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     let survival = &beginning.survival;
     let session = match beginning.device.take() {
         Some(device) => Session::take_over(&fs, &direct, config, transport, survival, device)?,
-        None => Session::start(&fs, &direct, config, transport, survival)?,
+        None => Session::start(&fs, &direct, config, transport, survival).inspect_err(|_| fs.withdraw())?,
     };
     let recovered = fs.recover(session.registry(), beginning.kept.files());
     let buffers = direct.recover(&mut beginning.kept);

@@ -19,7 +19,8 @@ use super::open::{Handle, OpenNode, birth_from};
 use super::publish::{Last, PATIENCE, PublishStatus, Writer, is_killed};
 use super::readdir::{DirEntry, DirEntryPlus};
 use super::{Caller, DirFd, Entry, Error, Fs, NodeId, Opened, Result, proc_path};
-use crate::backing::{Backing, unclosed::Unclosed};
+use crate::backing::Backing;
+use crate::backing::unclosed::{Content, Unclosed};
 use crate::index::{Node, PackedIno, Slot, What};
 
 /// Which boot and which file a file was made as, while it isn't known to be on the device; then [`SYNCED`].
@@ -101,7 +102,12 @@ impl Fs {
 
     /// What a lookup has found, as far as the thread may see it.
     pub(super) fn shown_to(&self, tid: u32, found: Entry) -> Result<Entry> {
-        if self.is_hidden_from(found.node, tid) { Err(Errno::NOENT.into()) } else { Ok(found) }
+        if !self.is_hidden_from(found.node, tid) {
+            return Ok(found);
+        }
+        // The kernel isn't told of it after all.
+        self.forget(found.node, 1);
+        Err(Errno::NOENT.into())
     }
 
     /// Files that may just have been closed.
@@ -154,7 +160,13 @@ impl Fs {
         mut add: impl FnMut(&DirEntryPlus) -> bool,
     ) -> Result<()> {
         let who = self.list_as(tid);
-        self.readdirplus(node, offset, |entry| !self.is_hidden_in(entry.attr.node, who) && add(entry))
+        self.readdirplus(node, offset, |entry| {
+            let hidden = self.is_hidden_in(entry.attr.node, who);
+            if hidden {
+                self.untold(entry);
+            }
+            !hidden && add(entry)
+        })
     }
 
     /// Who lists: found out before the index is locked.
@@ -264,8 +276,19 @@ impl Fs {
             self.acknowledge(open)?;
             self.publish.with(open.node, |hidden| hidden.acknowledged = true);
         }
-        self.publish.may_be_closed(open.node);
+        let records = self.publish.may_be_closed(open.node);
+        self.note_closing(open, &records);
         Ok(())
+    }
+
+    /// Writes down that the only descriptor of a file may be closed: its RELEASE comes after close(2) has returned,
+    /// and a daemon that is killed in between, with none that follows, mustn't lose what was closed.
+    fn note_closing(&self, open: &OpenNode, records: &[u32]) {
+        let Some(backing) = self.backings.get(open.slot).filter(|b| !b.health.is_out()) else { return };
+        if let (Some(list), Ok(stat)) = (backing.unclosed(), stat_fd(&open.fd)) {
+            // Where it can't be, the file counts as torn then.
+            records.iter().for_each(|record| drop(list.closing(*record, Content::from(&stat))));
+        }
     }
 
     /// Has the whole file on the device, and says so in it.

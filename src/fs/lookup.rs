@@ -5,11 +5,13 @@
 //! shared one).
 
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering::Relaxed;
 
 use rustix::fs::Statx;
 use rustix::io::Errno;
 
 use super::attr::{Attr, is_mount_root, stat_at, stat_fd};
+use super::open::OpenNode;
 use super::{DirFd, Entry, Error, Fs, Result, check_name, is_reserved};
 use crate::backing::open_dir_below;
 use crate::index::{
@@ -93,13 +95,31 @@ impl Fs {
         Err(Errno::STALE.into())
     }
 
-    /// The kernel has dropped the node.
-    pub fn forget(&self, node: NodeId) {
+    /// The kernel has dropped the node, of which it was told so many times.
+    pub fn forget(&self, node: NodeId, times: u64) {
         if let Some(Node::File(slot, ino)) = node.node() {
-            self.index.write().forget(slot, ino);
+            if !self.forgets_later(node, times) {
+                self.index.write().forget(slot, ino, times);
+            }
             self.open.forget_removed(node);
             self.open.forget_moved(node);
             self.untell(node);
+        }
+    }
+
+    /// The kernel forgets a node, of which it was told so many times. Whether the index goes on finding its file by
+    /// it, because it's open: FORGET overtakes RELEASE, which has things to count.
+    fn forgets_later(&self, node: NodeId, times: u64) -> bool {
+        let Some(open) = self.open.find(node) else { return false };
+        open.forgotten.fetch_add(times, Relaxed);
+        self.open.count(&open) > 0 || open.forgotten.swap(0, Relaxed) == 0
+    }
+
+    /// The same at the last close of an open file.
+    pub(super) fn forget_at_last(&self, open: &OpenNode) {
+        let times = open.forgotten.swap(0, Relaxed);
+        if let (1.., Some(Node::File(slot, ino))) = (times, open.node.node()) {
+            self.index.write().forget(slot, ino, times);
         }
     }
 
@@ -278,7 +298,7 @@ impl Fs {
             if index.live(entry) != Some(What::File(file)) {
                 return false;
             }
-            if index.is_remembered(entry) {
+            if index.remember_again(entry) {
                 return true;
             }
         }

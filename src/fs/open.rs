@@ -47,6 +47,8 @@ pub(super) struct OpenNode {
     mode: Mutex<DataMode>,
     /// The keeper has the file, because it has no name.
     kept: AtomicBool,
+    /// How often the kernel has forgotten the node while it was open.
+    pub(super) forgotten: AtomicU64,
     /// What tells it from another that gets its inode number later; asked for once.
     birth: OnceLock<u64>,
 }
@@ -354,13 +356,19 @@ impl Fs {
         // A file without a name is not kept.
         // Nor one that somebody else may remove: it would take its room until we close it. Nor its creator's own
         // descriptor, if data was written through it: XFS keeps room ready behind the end until it's closed.
+        if self.open.count(&node) == 1 {
+            self.forget_at_last(&node);
+        }
         let keep = !self.is_shared(node.slot) && !node.is_written_through() && self.has_name(node.node);
-        let id = node.node;
+        let (id, again) = (node.node, node.clone());
         if node.kept.load(Relaxed) && self.open.count(&node) == 1 {
             self.keeper.release(Tag::File(id.0));
             node.kept.store(false, Relaxed);
         }
         self.open.give_back(node, keep);
+        if again.forgotten.load(Relaxed) > 0 && self.open.count(&again) == 0 {
+            self.forget_at_last(&again);
+        }
         // It may have been removed since it was looked for: then either this or the removal finds it.
         if keep && !self.has_name(id) {
             self.open.forget_idle(id);
@@ -442,6 +450,7 @@ impl OpenNode {
             gate: Arc::default(),
             mode: Mutex::new(DataMode::Undecided),
             kept: AtomicBool::new(false),
+            forgotten: AtomicU64::new(0),
             birth: OnceLock::new(),
         }
     }

@@ -230,9 +230,14 @@ impl Publishing {
         files.get(&node).filter(|file| file.handles > 0).map(|file| file.writers.clone())
     }
 
-    /// A descriptor is closed, perhaps the last one.
-    pub(super) fn may_be_closed(&self, node: NodeId) {
-        self.with(node, |hidden| hidden.closing = true);
+    /// A descriptor is closed, perhaps the last one. The file's records, if it has one handle alone.
+    pub(super) fn may_be_closed(&self, node: NodeId) -> Vec<u32> {
+        let mut files = self.files(node);
+        let Some(Written { handles, hidden: Some(hidden), .. }) = files.get_mut(&node) else {
+            return Vec::new();
+        };
+        hidden.closing = true;
+        if *handles == 1 { hidden.records.clone() } else { Vec::new() }
     }
 
     /// A process is killed that has the file open. Its records.

@@ -109,12 +109,20 @@ impl Fs {
                     }
                 }
                 if add(&entry) {
+                    self.untold(&entry);
                     return Ok(());
                 }
             }
             if last {
                 return Ok(());
             }
+        }
+    }
+
+    /// The kernel isn't told of an entry after all.
+    pub(super) fn untold(&self, entry: &DirEntryPlus) {
+        if entry.known {
+            self.forget(entry.attr.node, 1);
         }
     }
 

@@ -24,7 +24,7 @@ use super::publish::Publishing;
 use super::xattr::get_path;
 use super::{Fs, NodeId, proc_path};
 use crate::backing::Backing;
-use crate::backing::unclosed::{self, Begun, Left, Unclosed, Which};
+use crate::backing::unclosed::{self, Begun, Content, Left, Unclosed, Which};
 use crate::index::{Index, Passed, Sieve, Slot};
 
 /// Between two checkpoints of a backing where something is closed.
@@ -134,6 +134,13 @@ impl Torn {
         }
     }
 
+    /// Whether the daemon only didn't come to cross the file out: its descriptor was closed, and nobody has written
+    /// to it since. After a power loss that says nothing.
+    fn is_closed(&self, records: &[Begun], stat: &Statx) -> bool {
+        let content = Some(Content::from(stat));
+        self.power_lost.is_none() && records.iter().all(|begun| !begun.dead && begun.closing == content)
+    }
+
     fn look(&self, dir: &OwnedFd, passed: Passed, name: &[u8], ino: u64) -> Result<bool, Errno> {
         let known = self.by_ino.contains_key(&ino) || self.by_name.contains_key(&(passed.ino, name.to_vec()));
         if !known && !passed.recent {
@@ -158,7 +165,7 @@ impl Torn {
         let is_torn = match records.is_empty() {
             true => self.is_suspect(&stat, attribute.as_deref()),
             // Or it was acknowledged, and another descriptor left open.
-            false => attribute.as_deref() != Some(SYNCED),
+            false => attribute.as_deref() != Some(SYNCED) && !self.is_closed(&records, &stat),
         };
         if !is_torn {
             return Ok(false);
@@ -322,6 +329,11 @@ impl Fs {
     pub fn start_checkpoints(&self) {
         self.checkpoints.running.lock().started = true;
         self.backings().iter().for_each(|backing| self.checkpoints.of(backing));
+    }
+
+    /// The mount couldn't be made: nothing of it stays on the backings.
+    pub fn withdraw(&self) {
+        self.backings().iter().filter_map(|backing| backing.unclosed()).for_each(Unclosed::withdraw);
     }
 
     /// The mount has ended: has everything on the devices, and says so on each, but doesn't wait for ever.

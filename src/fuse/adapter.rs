@@ -60,8 +60,8 @@ impl Filesystem for Adapter {
         self.once_closed(req, (Op::Lookup, parent), closing, reply, look, Adapter::found);
     }
 
-    fn forget(&self, req: &Request, ino: INodeNo, _: u64) {
-        let _ = self.run_infallible(req, Op::Forget, |fs| fs.forget(node(ino)));
+    fn forget(&self, req: &Request, ino: INodeNo, times: u64) {
+        let _ = self.run_infallible(req, Op::Forget, |fs| fs.forget(node(ino), times));
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {

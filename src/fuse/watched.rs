@@ -63,7 +63,7 @@ impl Filesystem for Watched {
     fn forget(&self, req: &Request, ino: INodeNo, lookups: u64) {
         if self.adapter.fs.is_out(node(ino)) {
             self.adapter.fs.counters.count(Op::Forget);
-            self.later(move |fs| fs.forget(node(ino)));
+            self.later(move |fs| fs.forget(node(ino), lookups));
         } else {
             self.adapter.forget(req, ino, lookups);
         }

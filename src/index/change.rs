@@ -3,13 +3,11 @@
 //! What always holds: counts, tables and lists of children agree after each of these calls; what fails has changed
 //! nothing.
 
-use std::hash::BuildHasher;
-
 use super::children::Children;
 use super::entry::{Entry, SHADOWED, Target};
 use super::{
-    AddError, Dir, DirId, EntryId, FileRef, Index, Kind, NO_ENTRY, NodeId, PackedIno, Slot, SlotSet, What,
-    hash_in, hash_name, shard, spread,
+    AddError, Dir, DirId, EntryId, FileRef, Index, Kind, NO_ENTRY, PackedIno, SlotSet, What, hash_in,
+    hash_name, shard, spread,
 };
 
 impl Index {
@@ -158,36 +156,6 @@ impl Index {
         }
     }
 
-    /// The kernel now knows the node of this entry: it's to be found quickly.
-    pub fn remember(&mut self, entry: EntryId) {
-        let node = self.what(entry).node();
-        let hash = self.hasher.hash_one(node);
-        let (entries, hasher) = (&self.entries, &self.hasher);
-        let rehash = |e: &u32| hasher.hash_one(entries[*e as usize].target.what().node());
-        if self.by_node.find(hash, |e| *e == entry.0).is_none() {
-            self.by_node.insert_unique(hash, entry.0, rehash);
-        }
-    }
-
-    /// Whether the entry's node is among those found quickly.
-    pub fn is_remembered(&self, entry: EntryId) -> bool {
-        let hash = self.hasher.hash_one(self.what(entry).node());
-        self.by_node.find(hash, |e| *e == entry.0).is_some()
-    }
-
-    /// The kernel has dropped the node. If it asks for it all the same, it's found the slow way.
-    pub fn forget(&mut self, slot: Slot, ino: PackedIno) {
-        let node = NodeId::file(slot, ino);
-        let hash = self.hasher.hash_one(node);
-        let entries = &self.entries;
-        while let Ok(found) =
-            self.by_node.find_entry(hash, |e| entries[*e as usize].target.what().node() == node)
-        {
-            found.remove();
-        }
-        self.shrink_known();
-    }
-
     // ---- inside ----
 
     fn add(&mut self, dir: DirId, name: &[u8], what: What) -> Result<Result<EntryId, EntryId>, AddError> {
@@ -265,22 +233,6 @@ impl Index {
         if let Some(dir) = self.dirs.get_mut(&dir) {
             dir.children.remove(entry.0);
             dir.subdirs -= u32::from(is_dir);
-        }
-    }
-
-    fn forget_entry(&mut self, entry: EntryId) {
-        let hash = self.hasher.hash_one(self.what(entry).node());
-        if let Ok(found) = self.by_node.find_entry(hash, |e| *e == entry.0) {
-            found.remove();
-        }
-    }
-
-    fn shrink_known(&mut self) {
-        if self.by_node.capacity() > 1024 && self.by_node.len() < self.by_node.capacity() / 8 {
-            let (entries, hasher) = (&self.entries, &self.hasher);
-            self.by_node.shrink_to(self.by_node.len() * 2, |e| {
-                hasher.hash_one(entries[*e as usize].target.what().node())
-            });
         }
     }
 }

@@ -14,6 +14,7 @@ mod change;
 mod children;
 mod entry;
 mod join;
+mod known;
 mod load;
 mod members;
 mod names;
@@ -29,7 +30,7 @@ use std::hash::BuildHasher;
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
 use children::Children;
-use entry::{Entry, INODE, SHADOWED};
+use entry::{Entry, SHADOWED};
 pub use entry::{EntryId, FileRef, What};
 pub use join::{Joined, Joining, Subtree, merge_subtree, read_subtree};
 pub use members::DirName;
@@ -81,6 +82,7 @@ pub struct Index {
     by_name: Vec<HashTable<u32>>,
     /// Entries of the nodes that the kernel knows; the others are found by `find_node` when it must be.
     by_node: HashTable<u32>,
+    told_again: known::ToldAgain,
     dirs: HashMap<DirId, Dir>,
     next_dir: u32,
     wide: Vec<u64>,
@@ -127,30 +129,6 @@ impl Index {
         let hash = self.hash(dir, name);
         let found = self.by_name[shard(hash)].find(spread(hash), |e| self.is(*e, dir, name))?;
         Some((EntryId(*found), self.entries[*found as usize].target.what()))
-    }
-
-    /// A name of the node, if it has one left. One of them if it has several.
-    ///
-    /// Nodes that the kernel was told of are found at once; any other costs a pass over the index.
-    pub fn find_node(&self, slot: Slot, ino: PackedIno) -> Option<EntryId> {
-        let node = NodeId::file(slot, ino);
-        let hash = self.hasher.hash_one(node);
-        if let Some(found) = self.by_node.find(hash, |e| self.what(EntryId(*e)).node() == node) {
-            return Some(EntryId(*found));
-        }
-        let wanted = ino.bits() | u64::from(slot.0) << 48;
-        let position = self.entries.iter().position(|entry| {
-            entry.dir.0 != NO_ENTRY
-                && entry.target.0 & INODE == wanted
-                && matches!(entry.target.what(), What::File(_))
-        })?;
-        Some(EntryId(position as u32))
-    }
-
-    /// Whether the node is one that the kernel was told of and has a name.
-    pub fn find_known(&self, slot: Slot, ino: PackedIno) -> bool {
-        let node = NodeId::file(slot, ino);
-        self.by_node.find(self.hasher.hash_one(node), |e| self.what(EntryId(*e)).node() == node).is_some()
     }
 
     /// What the entry stands for.

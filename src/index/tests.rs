@@ -70,6 +70,27 @@ fn hard_links_share_a_node() {
 }
 
 #[test]
+fn a_node_is_known_until_it_is_forgotten_as_often_as_it_was_told() {
+    let mut index = Index::new(1);
+    let (slot, ino) = (Slot(0), file(&mut index, 0, 5).ino);
+    let inode = file(&mut index, 0, 5);
+    let one = index.add_file(DirId::ROOT, b"one", inode).unwrap().unwrap();
+    assert!(!index.remember_again(one), "the kernel doesn't know it");
+    index.remember(one);
+    assert!(index.remember_again(one));
+    let two = index.add_file(DirId::ROOT, b"two", inode).unwrap().unwrap();
+    index.remember(two);
+    // A LOOKUP was answered before the FORGET of the two that were before it was read.
+    index.forget(slot, ino, 2);
+    assert!(index.find_known(slot, ino) && index.is_remembered(one));
+    index.forget(slot, ino, 1);
+    assert!(!index.find_known(slot, ino));
+    index.remember(one);
+    index.forget(slot, ino, 1);
+    assert!(!index.find_known(slot, ino), "told once, forgotten once");
+}
+
+#[test]
 fn a_reader_sees_each_lasting_entry_once() {
     let mut index = Index::new(1);
     for i in 0..3000u64 {
@@ -176,7 +197,7 @@ proptest! {
                 }
                 Step::Forget(n) => {
                     if let Some((_, What::File(f))) = index.find(DirId::ROOT, &name(n)) {
-                        index.forget(f.slot, f.ino);
+                        index.forget(f.slot, f.ino, u64::MAX);
                     }
                 }
             }

@@ -91,13 +91,6 @@ impl Index {
         }
     }
 
-    /// A name of a node that the kernel knows. `None` when it has none, or the kernel doesn't know it.
-    pub fn known(&self, slot: Slot, ino: PackedIno) -> Option<EntryId> {
-        let node = NodeId::file(slot, ino);
-        let hash = self.hasher.hash_one(node);
-        self.by_node.find(hash, |e| self.what(EntryId(*e)).node() == node).map(|found| EntryId(*found))
-    }
-
     /// Says that a node which the kernel knows was used, and finds its name.
     pub fn touch(&self, slot: Slot, ino: PackedIno, at: Moment) -> Option<EntryId> {
         let found = self.known(slot, ino)?;

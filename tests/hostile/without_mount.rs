@@ -227,7 +227,7 @@ impl Run<'_> {
         let result = match op {
             Op::Lookup(n, name) => fs.lookup_for(0, self.node(n), name).map(|attr| told.push(attr.node)),
             Op::Forget(n) => {
-                fs.forget(self.node(n));
+                fs.forget(self.node(n), 1);
                 Ok(())
             }
             Op::Getattr(n) => fs.getattr(self.node(n)).map(drop),

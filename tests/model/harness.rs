@@ -150,8 +150,10 @@ impl Harness {
 
     /// Ends the mount: handles and all.
     pub(crate) fn unmount(&mut self) {
-        self.handles.clear();
-        self.mounted = None;
+        let handles = std::mem::take(&mut self.handles);
+        let Some(mounted) = self.mounted.take() else { return };
+        // As the kernel does.
+        handles.iter().for_each(|handle| mounted.release(handle.fh));
     }
 
     pub(crate) fn mount(&mut self, order: [usize; BACKINGS], exclusive: bool, tight: bool) -> Check {
@@ -313,7 +315,7 @@ pub(crate) fn removed_and_open(fs: &Fs, dir: &Path) -> Vec<(PathBuf, fs::FileTyp
             .collect();
         for ((_, meta), slot) in left.iter().flat_map(|l| (0..BACKINGS as u8).map(move |slot| (l, slot))) {
             if let Some(ino) = PackedIno::plain(meta.ino()) {
-                fs.forget(NodeId::file(Slot(slot), ino));
+                fs.forget(NodeId::file(Slot(slot), ino), u64::MAX);
             }
         }
         // An engine lets go of a file a moment after it has answered.

@@ -61,7 +61,7 @@ impl Harness {
             },
             Op::Forget { at } => {
                 if let Some((_, node)) = self.find(*at)? {
-                    self.fs().forget(node);
+                    self.fs().forget(node, u64::MAX);
                 }
                 Ok(())
             }

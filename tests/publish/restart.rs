@@ -50,6 +50,50 @@ fn without_another_what_was_not_closed_goes() {
     }
 }
 
+/// The daemon hears of the last close after close(2) has returned: it may be killed in between.
+#[test]
+fn without_another_what_may_be_closed_stays_if_nobody_wrote_it_since() {
+    for mode in MODES {
+        let lab = Lab::new();
+        let builder = on_close(&lab, mode);
+        let mount = builder.clone().start();
+        let closed = |name: &str| {
+            let mut writer = Writer::open(&mount.path(name), NEW);
+            ['w', 'd', 'c'].iter().for_each(|order| writer.does(*order));
+            writer
+        };
+        let (idle, mut writing) = (closed("idle"), closed("writing"));
+        writing.does('W');
+        let builder = kill(mount, builder);
+        [idle, writing].into_iter().for_each(|writer| writer.process.kill());
+        let mount = builder.start();
+        shown(&mount.path("idle"), b"some");
+        hidden(&mount.path("writing"));
+        assert_eq!(number(&mount, "dropped_at_start"), 1, "{}", mount.story());
+    }
+}
+
+#[test]
+fn an_aborted_connection_leaves_the_list_to_the_next_mount() {
+    for mode in MODES {
+        let lab = Lab::new();
+        let builder = on_close(&lab, mode);
+        let mount = builder.clone().start();
+        let mut writer = Writer::open(&mount.path("open"), NEW);
+        writer.does('w');
+        std::fs::write(mount.path("closed"), "closed").unwrap();
+        unpublished(&mount, 1);
+        let point = mount.point().to_path_buf();
+        ns::abort(mount.minor);
+        mount.ended();
+        ns::unmount_below(&point);
+        writer.process.kill();
+        let mount = builder.start();
+        assert_eq!(number(&mount, "dropped_at_start"), 1, "{}", mount.story());
+        assert_eq!(super::listed(mount.point()), ["closed"]);
+    }
+}
+
 #[test]
 fn what_was_about_to_be_made_goes() {
     for point in ["make before", "make between", "make after"] {
