@@ -26,7 +26,7 @@ const TICK: Duration = Duration::from_millis(250);
 /// After so many times the deadline a request may be waiting for any drive.
 const GUESS: u32 = 3;
 /// Threads that read from the device at most, and of one queue.
-const MOST: (usize, usize) = (256, 64);
+const MOST: (usize, usize) = (256, super::uring::MOST);
 
 /// Threads among which nobody chooses who gets a request: those that read from the device, or a queue's.
 type Crew = Option<u16>;

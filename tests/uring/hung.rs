@@ -3,6 +3,8 @@
 use std::fs;
 use std::thread::JoinHandle;
 
+use kvfs::client::{Access, File, HostBuffer, Mount as Client, Pages};
+
 use super::frozen::Frozen;
 use super::{servers, stay_on};
 use crate::common::{Errno, FsKind, Lab, Mount, R, ranked, sys};
@@ -108,4 +110,46 @@ fn late_answers_are_for_nobody() {
             std::thread::yield_now();
         }
     }
+}
+
+/// What the daemon has handed on to wait elsewhere keeps its entry, but never the last one: somebody may wait for what
+/// comes next.
+#[test]
+fn requests_that_wait_leave_an_entry_free() {
+    let lab = Lab::new();
+    let volumes: Vec<_> = (0..2).map(|_| lab.volume(FsKind::Xfs, 512)).collect();
+    let backings: Vec<_> = volumes.iter().map(|v| v.join("kv")).collect();
+    let options = ["--drive-timeout=3600", "--direct-timeout=3600"];
+    let mount = options
+        .into_iter()
+        .fold(lab.mount(&backings).transport("io-uring"), |m, option| m.arg(option))
+        .start();
+    (0..MANY).for_each(|i| fs::write(mount.path(ranked(1, i)), "x").unwrap());
+    fs::write(mount.path(ranked(0, 0)), "x").unwrap();
+    let client = Client::open(mount.point()).unwrap();
+    let buffer = HostBuffer::new(1 << 20, Pages::Ordinary).unwrap();
+    let registered = client.register(&buffer, Access::Both).unwrap();
+    let open = |i| File::with(&mount.path(ranked(1, i)), fs::File::options().read(true).write(true)).unwrap();
+    let files: Vec<_> = (0..MANY).map(open).collect();
+    let (before, asked) = (servers(&mount), mount.op("ioctl"));
+    let frozen = Frozen::new(&volumes[1]);
+    std::thread::scope(|scope| {
+        let registered = &registered;
+        let waiting: Vec<_> = files
+            .iter()
+            .map(|file| scope.spawn(move || (stay_on(0), file.write(1 << 20, registered, 0, 4096)).1))
+            .collect();
+        while mount.op("ioctl") < asked + MANY as u64 {
+            std::thread::yield_now();
+        }
+        let other = || (stay_on(0), sys::chmod(mount.path(ranked(0, 0)), 0o640)).1;
+        assert_eq!(scope.spawn(other).join().unwrap(), Ok(()));
+        assert!(servers(&mount) > before && waiting.iter().all(|client| !client.is_finished()));
+        drop(frozen);
+        for client in waiting {
+            assert_eq!(client.join().unwrap().unwrap(), 4096);
+        }
+    });
+    // Nobody had to notice that it takes long.
+    assert!(!mount.story().contains("wait for a drive"), "{}", mount.story());
 }

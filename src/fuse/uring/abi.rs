@@ -52,7 +52,7 @@ pub(super) struct EntryInOut {
 #[derive(FromBytes, Immutable)]
 pub(super) struct InHeader {
     pub(super) len: u32,
-    pub(super) opcode: u32,
+    opcode: u32,
     pub(super) unique: u64,
     node: u64,
     uid: u32,
@@ -60,6 +60,11 @@ pub(super) struct InHeader {
     pid: u32,
     extensions: u16,
     padding: u16,
+}
+
+/// Whether a request moves a file's data (`FUSE_READ`, `FUSE_WRITE`).
+pub(super) fn is_data(request: &[u8]) -> bool {
+    InHeader::read_from_prefix(request).is_ok_and(|(header, _)| matches!(header.opcode, 15 | 16))
 }
 
 /// `struct fuse_out_header`

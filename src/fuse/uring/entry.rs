@@ -8,6 +8,8 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use parking_lot::{Condvar, Mutex};
 use zerocopy::{FromBytes, IntoBytes};
@@ -76,10 +78,19 @@ struct Turn {
     server: u64,
 }
 
+/// A queue, as far as its entries share something.
+#[derive(Default)]
+pub(super) struct Queue {
+    /// The processor's.
+    pub(super) number: u16,
+    pub(super) entries: AtomicUsize,
+    /// Of these, how many have a request that waits for somebody else's answer.
+    pub(super) waiting: AtomicUsize,
+}
+
 /// An entry.
 pub(super) struct Entry {
-    /// The queue's number, which is the processor's.
-    pub(super) queue: u16,
+    pub(super) queue: Arc<Queue>,
     memory: Memory,
     turn: Mutex<Turn>,
     answered: Condvar,
@@ -97,7 +108,7 @@ pub(super) enum Early {
 }
 
 impl Entry {
-    pub(super) fn new(queue: u16) -> io::Result<Entry> {
+    pub(super) fn new(queue: Arc<Queue>) -> io::Result<Entry> {
         Ok(Entry { queue, memory: Memory::new()?, turn: Mutex::default(), answered: Condvar::new() })
     }
 
@@ -282,7 +293,7 @@ impl fuser::Transport for Entry {
 
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry").field("queue", &self.queue).finish_non_exhaustive()
+        f.debug_struct("Entry").field("queue", &self.queue.number).finish_non_exhaustive()
     }
 }
 

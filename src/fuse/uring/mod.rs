@@ -13,9 +13,9 @@ mod serve;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, OnceLock};
 
 use fuser::{Dispatcher, SessionACL};
 use parking_lot::{Condvar, Mutex};
@@ -24,11 +24,14 @@ use super::session::SessionError;
 use super::watch::Watch;
 use super::watched::Watched;
 use crate::config::Transport;
-use entry::{Early, Entry};
+use entry::{Early, Entry, Queue};
 use serve::{Beginning, Ring, serve};
 
 /// Where the kernel says whether requests may come so.
 const ENABLE: &str = "/sys/module/fuse/parameters/enable_uring";
+
+/// Entries of one queue at most.
+pub(super) const MOST: usize = 64;
 
 /// How requests come, and why not otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +86,8 @@ pub(super) struct Queues {
     device: OwnedFd,
     dispatcher: Dispatcher<Watched>,
     watch: Arc<Watch>,
+    /// By their numbers, since they're started.
+    queues: OnceLock<Vec<Arc<Queue>>>,
     /// They stay: the kernel writes to their memory until the connection has ended.
     entries: Mutex<Vec<Arc<Entry>>>,
     /// A number for each.
@@ -104,6 +109,7 @@ impl Queues {
             dispatcher: Dispatcher::new(filesystem, device.try_clone()?, acl),
             device,
             watch: watch.clone(),
+            queues: OnceLock::new(),
             entries: Mutex::default(),
             nudges: AtomicU32::new(0),
             served: Mutex::default(),
@@ -119,9 +125,11 @@ impl Queues {
 
     /// Gives the kernel entries for all its queues: from then on requests come by them.
     pub(super) fn start(self: &Arc<Queues>) -> io::Result<()> {
+        let entries = cpus::entries()?;
+        let queue = |number| Arc::new(Queue { number, ..Queue::default() });
+        let queues = self.queues.get_or_init(|| (0..).take(entries.len()).map(queue).collect());
         let mut begun = Vec::new();
-        for (queue, number) in cpus::entries()?.into_iter().enumerate() {
-            let queue = u16::try_from(queue).map_err(io::Error::other)?;
+        for (queue, number) in queues.iter().zip(entries) {
             for _ in 0..number {
                 begun.push(self.add(queue, Beginning::Register)?);
             }
@@ -131,9 +139,34 @@ impl Queues {
 
     /// Gives a queue so many more entries.
     pub(super) fn help(self: &Arc<Queues>, queue: u16, entries: usize) -> io::Result<()> {
+        let queue = self.queues.get().and_then(|queues| queues.get(usize::from(queue)));
+        let queue = queue.ok_or_else(|| io::Error::other("no such queue"))?;
         let begun: Vec<_> =
             (0..entries).map(|_| self.add(queue, Beginning::Help)).collect::<io::Result<_>>()?;
         begun.into_iter().try_for_each(|begun| begun.recv().map_err(io::Error::other)?)
+    }
+
+    /// An entry's request waits until this is dropped, perhaps for another request: the queue gets one more entry if
+    /// this was the last without one that waits. A file's data waits for a drive alone, and is large.
+    fn leave_one_free<'a>(self: &Arc<Queues>, entry: &'a Entry, is_data: bool) -> impl Drop + use<'a> {
+        struct Waiting<'a>(&'a Queue);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.waiting.fetch_sub(1, SeqCst);
+            }
+        }
+        let queue = &entry.queue;
+        let (waiting, entries) = (queue.waiting.fetch_add(1, SeqCst) + 1, queue.entries.load(SeqCst));
+        if !is_data && waiting >= entries && entries < MOST {
+            // Nobody waits for it to begin.
+            if let Err(e) = self.add(queue, Beginning::Help) {
+                tracing::warn!(
+                    "all {entries} entries of queue {} wait, and there are no more: {e}",
+                    queue.number
+                );
+            }
+        }
+        Waiting(queue)
     }
 
     /// Answers a request with EIO for the thread that is at it. False if it didn't come by io_uring.
@@ -162,8 +195,13 @@ impl Queues {
         }
     }
 
-    fn add(self: &Arc<Queues>, queue: u16, beginning: Beginning) -> io::Result<Receiver<io::Result<()>>> {
-        let entry = Arc::new(Entry::new(queue)?);
+    fn add(
+        self: &Arc<Queues>,
+        queue: &Arc<Queue>,
+        beginning: Beginning,
+    ) -> io::Result<Receiver<io::Result<()>>> {
+        let entry = Arc::new(Entry::new(queue.clone())?);
+        queue.entries.fetch_add(1, SeqCst);
         self.entries.lock().push(entry.clone());
         self.run(entry, beginning)
     }
@@ -175,7 +213,7 @@ impl Queues {
         beginning: Beginning,
     ) -> io::Result<Receiver<io::Result<()>>> {
         let (begun, told) = channel();
-        let (queues, name) = (self.clone(), format!("kvfs-cpu-{}", entry.queue));
+        let (queues, name) = (self.clone(), format!("kvfs-cpu-{}", entry.queue.number));
         let is_new = !matches!(beginning, Beginning::TakeOver(_));
         let run = move || {
             let tell = |how| {

@@ -76,20 +76,20 @@ pub(super) enum Beginning {
 /// Serves an entry until the connection ends, or another thread has taken it: then false. `begun` is told when requests
 /// can come.
 pub(super) fn serve(
-    queues: &Queues,
+    queues: &Arc<Queues>,
     entry: &Arc<Entry>,
     beginning: Beginning,
     begun: impl FnOnce(io::Result<()>),
 ) -> bool {
     // A request is answered where it was made, and nobody is woken elsewhere.
-    stay_on(entry.queue.into());
-    queues.watch.join(entry.queue);
+    stay_on(entry.queue.number.into());
+    queues.watch.join(entry.queue.number);
     let is_new = !matches!(beginning, Beginning::TakeOver(_));
     match begin(queues, entry, beginning) {
         Ok(Some((ring, server, completion))) => {
             begun(Ok(()));
             go_on(queues, entry, ring, server, completion).unwrap_or_else(|e| {
-                tracing::error!("a thread of queue {} has ended: {e}", entry.queue);
+                tracing::error!("a thread of queue {} has ended: {e}", entry.queue.number);
                 true
             })
         }
@@ -103,14 +103,14 @@ pub(super) fn serve(
 
 type Begun = (Ring, u64, Option<i32>);
 
-fn begin(queues: &Queues, entry: &Entry, beginning: Beginning) -> io::Result<Option<Begun>> {
+fn begin(queues: &Arc<Queues>, entry: &Entry, beginning: Beginning) -> io::Result<Option<Begun>> {
     let mut ring = Ring::new()?;
     ring.register(queues.device())?;
     match beginning {
         Beginning::Register | Beginning::Help => {
             let buffers = entry.buffers();
             // SAFETY: the entry is there as long as its queue (`Queues`), and `buffers` until this is submitted.
-            unsafe { ring.push(&abi::register(entry.queue, &buffers)) }?;
+            unsafe { ring.push(&abi::register(entry.queue.number, &buffers)) }?;
             let completion = ring.submit()?;
             if let Some(error) = completion.filter(|result| *result < 0) {
                 return Err(io::Error::from_raw_os_error(-error));
@@ -121,7 +121,10 @@ fn begin(queues: &Queues, entry: &Entry, beginning: Beginning) -> io::Result<Opt
                 let try_with =
                     |node: &NodeId| rustix::io::write(queues.device(), &abi::nudge(number, node.0)).is_ok();
                 if !queues.watch.nodes().iter().any(try_with) {
-                    tracing::debug!("what waits in queue {} waits for the next request there", entry.queue);
+                    tracing::debug!(
+                        "what waits in queue {} waits for the next request there",
+                        entry.queue.number
+                    );
                 }
             }
             Ok(Some((ring, entry.serve(), completion)))
@@ -129,14 +132,14 @@ fn begin(queues: &Queues, entry: &Entry, beginning: Beginning) -> io::Result<Opt
         Beginning::TakeOver(unique) => {
             let Some(server) = entry.take_over(unique, libc::EIO) else { return Ok(None) };
             // SAFETY: as above.
-            unsafe { ring.push(&abi::commit(entry.queue, unique)) }?;
+            unsafe { ring.push(&abi::commit(entry.queue.number, unique)) }?;
             Ok(Some((ring, server, None)))
         }
     }
 }
 
 fn go_on(
-    queues: &Queues,
+    queues: &Arc<Queues>,
     entry: &Arc<Entry>,
     mut ring: Ring,
     server: u64,
@@ -157,6 +160,7 @@ fn go_on(
         }
         // SAFETY: this completion gave the entry to this thread; the request isn't used after its dispatch.
         let (unique, request) = unsafe { entry.request(&mut room) };
+        let is_data = request.as_ref().is_ok_and(|request| abi::is_data(request));
         let dispatched = match request {
             Ok(_) if abi::is_nudge(unique) => {
                 entry.refuse(unique);
@@ -168,18 +172,19 @@ fn go_on(
             tracing::error!("a request that came by io_uring can't be read: {e}");
             entry.refuse(unique);
         }
-        let waits = entry.is_open(server).then(|| queues.watch.wait());
+        let waits =
+            entry.is_open(server).then(|| (queues.watch.wait(), queues.leave_one_free(entry, is_data)));
         let is_ours = entry.wait(server);
         drop(waits);
         if !is_ours {
             return Ok(false);
         }
         // SAFETY: the entry is there as long as its queue.
-        unsafe { ring.push(&abi::commit(entry.queue, unique)) }?;
+        unsafe { ring.push(&abi::commit(entry.queue.number, unique)) }?;
     }
 }
 
-fn dispatch(queues: &Queues, entry: &Arc<Entry>, request: &[u8]) -> Result<(), String> {
+fn dispatch(queues: &Arc<Queues>, entry: &Arc<Entry>, request: &[u8]) -> Result<(), String> {
     let dispatched = catch_unwind(AssertUnwindSafe(|| queues.dispatcher.dispatch(request, entry.clone())));
     match dispatched {
         Ok(dispatched) => dispatched.map_err(|e| e.to_string()),
