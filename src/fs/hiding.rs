@@ -240,7 +240,13 @@ impl Fs {
         }
         for record in records {
             if let Err(e) = list.forget(record) {
-                tracing::warn!("backing {}: a closed file can't be crossed out: {e}", backing.path.display());
+                // A drive that fails is reported as such.
+                tracing::info!(
+                    "backing {}: a closed file can't be crossed out yet: {e}",
+                    backing.path.display()
+                );
+                self.noticed(slot, errno(e));
+                list.forget_later([record]);
             }
         }
     }
@@ -277,12 +283,16 @@ impl Fs {
             self.publish.with(open.node, |hidden| hidden.acknowledged = true);
         }
         let records = self.publish.may_be_closed(open.node);
-        self.note_closing(open, &records);
+        // One that follows is told once more of what is closed.
+        if !self.keeper.is_there() {
+            self.note_closing(open, &records);
+        }
         Ok(())
     }
 
     /// Writes down that the only descriptor of a file may be closed: its RELEASE comes after close(2) has returned,
-    /// and a daemon that is killed in between, with none that follows, mustn't lose what was closed.
+    /// and a daemon that is killed in between, with none that follows, mustn't lose what was closed. That waits for
+    /// the drive, and so does execve(2), which closes descriptors, too.
     fn note_closing(&self, open: &OpenNode, records: &[u32]) {
         let Some(backing) = self.backings.get(open.slot).filter(|b| !b.health.is_out()) else { return };
         if let (Some(list), Ok(stat)) = (backing.unclosed(), stat_fd(&open.fd)) {

@@ -54,7 +54,9 @@ fn hangs_and_answers_again(kind: FsKind, mode: Passthrough) {
     let hung = server.until(1, "hung");
     assert!(hung["health"]["advice"].as_str().unwrap().contains("as soon as it answers"), "{hung:#}");
     for (n, client) in stuck.into_iter().enumerate() {
-        assert_eq!(client.join().unwrap(), Err(Errno::EIO), "request {n}");
+        let answer = client.join().unwrap();
+        // A create that comes to its turn only now goes elsewhere.
+        assert!(answer == Err(Errno::EIO) || n >= 4 && answer.is_ok(), "request {n}: {answer:?}");
     }
     // From here on it's refused at once.
     assert_eq!(read_errno(&server.kept(1, 0)), Some(libc::EIO));
