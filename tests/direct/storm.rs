@@ -109,7 +109,12 @@ fn client(mount: &Mount, seed: u64, client: usize) -> u64 {
         }
         let sent: Vec<Op> = ops.iter().map(|(_, op)| *op).collect();
         let (head, done) = submit(&files[0].fd, &sent).unwrap();
-        assert_eq!(head.completed as usize, sent.len(), "client {client}: {:?}", done.iter().map(|d| d.result).collect::<Vec<_>>());
+        assert_eq!(
+            head.completed as usize,
+            sent.len(),
+            "client {client}: {:?}",
+            done.iter().map(|d| d.result).collect::<Vec<_>>()
+        );
         for ((i, op), done) in ops.iter().zip(done) {
             let moved = done.result as usize;
             if op.opcode == abi::OP_WRITE {

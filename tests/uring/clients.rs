@@ -154,7 +154,6 @@ fn ioctls_bring_and_take() {
     assert!(back == data);
 }
 
-/// A name that is looked up in vain would be answered by whoever looked; here it's for nobody but its own user.
 #[test]
 fn an_ordinary_users_mount_lets_nobody_else_in() {
     let lab = Lab::new();
