@@ -26,6 +26,18 @@ pub enum PassthroughMode {
     Require,
 }
 
+/// How the kernel's requests come to the daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Transport {
+    /// By io_uring where the kernel allows it and no daemon is to go on after this one; else by `/dev/fuse`.
+    Auto,
+    /// By `/dev/fuse`.
+    #[default]
+    DevFuse,
+    /// By io_uring, or the mount fails.
+    IoUring,
+}
+
 /// When other processes see a new file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Publish {
@@ -117,6 +129,8 @@ pub struct MountConfig {
     pub gpu_map: GpuMap,
     /// Whether the kernel may pass data through.
     pub passthrough: PassthroughMode,
+    /// How requests come.
+    pub transport: Transport,
     /// When other processes see a new file.
     pub publish: Publish,
     /// A miss in the index is final: nobody else changes the backings.

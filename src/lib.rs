@@ -15,6 +15,7 @@ pub mod index;
 pub mod io;
 pub mod placement;
 mod printable;
+mod processors;
 pub mod retention;
 pub mod sandbox;
 pub mod shares;

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from lab import REPOSITORY, unmount
 
@@ -59,14 +60,16 @@ class Behind(Raw):
 
 
 class Kvfs(Behind):
-    """kvfs over the drives; `passthrough` as its option of that name."""
+    """kvfs over the drives; `passthrough` as its option of that name, and others."""
 
-    def __init__(self, drives, folder, kvfs, passthrough):
+    def __init__(self, drives, folder, kvfs, passthrough, *options):
         super().__init__(drives, folder)
         self.name = "kvfs" if passthrough == "auto" else f"kvfs, passthrough {passthrough}"
+        if "io-uring" in options:
+            self.name += ", io_uring"
         root = drives.root
         self.mount = Mount(kvfs, self.point, self.backings, root / f"{folder}.log",
-                           ["--passthrough", passthrough, "--min-free", "16M"])
+                           ["--passthrough", passthrough, "--min-free", "16M", *options])
 
     def __enter__(self):
         self.mount.up()
@@ -114,13 +117,22 @@ class Mergerfs(Behind):
 
 
 
-def subjects(drives, kvfs, prefix):
-    """All that can be compared on this machine; not mounted yet."""
+def _uring_is_enabled():
+    switch = Path("/sys/module/fuse/parameters/enable_uring")
+    return switch.is_file() and switch.read_text().strip() == "Y"
+
+
+def subjects(drives, kvfs, prefix, publish):
+    """All that can be compared on this machine; not mounted yet. Only the names' way depends on the transport."""
+    always = "--publish", publish
     found = [
         Raw(drives, f"{prefix}-raw"),
-        Kvfs(drives, f"{prefix}-pt", kvfs, "auto"),
-        Kvfs(drives, f"{prefix}-np", kvfs, "off"),
+        Kvfs(drives, f"{prefix}-pt", kvfs, "auto", *always),
+        Kvfs(drives, f"{prefix}-np", kvfs, "off", *always),
     ]
+    if prefix == "meta" and _uring_is_enabled():
+        found.append(Kvfs(drives, f"{prefix}-ur", kvfs, "auto", "--transport", "io-uring",
+                          "--supervise", "off", *always))
     if shutil.which("mergerfs"):
         found.append(Mergerfs(drives, f"{prefix}-mg"))
     return found

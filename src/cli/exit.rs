@@ -131,7 +131,8 @@ impl ExitStatus for SessionError {
             SessionError::Mount(e) => e.status(),
             SessionError::NoPassthrough(_) => 32,
             SessionError::NoResend(_) => 33,
-            SessionError::Handshake(_) => 1,
+            SessionError::NoUring(_) => 34,
+            SessionError::Handshake(_) | SessionError::Uring(_) => 1,
         }
     }
 }

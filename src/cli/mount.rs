@@ -17,7 +17,7 @@ use crate::config::{LogTo, MountConfig, Publish, Supervise};
 use crate::control::{About, Context, Daemon, Drives, Jobs, Server, Upgrades};
 use crate::direct::Direct;
 use crate::fs::{Fs, Options};
-use crate::fuse::{Mounted, Session, UnmountError};
+use crate::fuse::{Mounted, Session, UnmountError, choose_transport};
 use crate::index::Progress;
 use crate::io;
 use crate::placement::{Evidence, EvidenceConfig, Policies};
@@ -106,6 +106,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
 
     let evidence = Arc::new(Evidence::new(evidence_config(config)));
     let no_such_gpus = evidence.check_map().map_err(Failure::bad_value)?;
+    let transport = choose_transport(config.transport, beginning.survival.state.is_some())?;
     let (backings, made) = beginning.backings(config)?;
     logging::start(log)?;
     crate::version::test_point("start");
@@ -141,8 +142,8 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     let direct = Direct::new(fs.clone(), config.direct.clone()).map_err(Failure::other)?;
     let survival = &beginning.survival;
     let session = match beginning.device.take() {
-        Some(device) => Session::take_over(&fs, &direct, config, survival, device)?,
-        None => Session::start(&fs, &direct, config, survival).inspect_err(|_| fs.withdraw())?,
+        Some(device) => Session::take_over(&fs, &direct, config, transport, survival, device)?,
+        None => Session::start(&fs, &direct, config, transport, survival).inspect_err(|_| fs.withdraw())?,
     };
     let recovered = fs.recover(session.registry(), beginning.kept.files());
     let buffers = direct.recover(&mut beginning.kept);
@@ -172,6 +173,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         since: Instant::now(),
         log: logging::describe(log),
         sandbox,
+        transport: session.transport().clone(),
         io_engine_why,
         supervised: beginning.status(recovered, buffers),
     };
@@ -179,7 +181,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     let control = Server::start(mounted.device, move |question, fd| daemon.answer(question, fd))
         .map_err(|e| Failure::other(format!("the control socket can't be made: {e}")))
         .inspect_err(|_| mounted.detach())?;
-    let running = session.serve().map_err(Failure::other).inspect_err(|_| mounted.detach())?;
+    let running = session.serve().inspect_err(|_| mounted.detach())?;
     let evictor = retention::start(fs.retention.clone(), fs.clone())
         .map_err(Failure::other)
         .inspect_err(|_| mounted.detach())?;

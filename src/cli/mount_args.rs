@@ -9,7 +9,7 @@ use super::supervised::SupervisedArgs;
 use super::{Failure, logging};
 use crate::backing::{Defaults, MinFree, Missing, Spec};
 use crate::config::{
-    Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, Publish, Supervise, backing_specs,
+    Capacity, DirectMode, LogTo, MountConfig, PassthroughMode, Publish, Supervise, Transport, backing_specs,
     default_threads,
 };
 use crate::direct::DirectOptions;
@@ -64,6 +64,12 @@ pub(super) struct MountArgs {
     /// through the daemon. require: fail if it can't on every backing
     #[arg(long, default_value = "auto", value_name = "MODE")]
     passthrough: PassthroughMode,
+
+    /// How the kernel's requests come to the daemon. dev-fuse: by /dev/fuse. io-uring: each is answered on the
+    /// processor where it was made, which is quicker; it needs Linux 6.14 with fuse.enable_uring=1, and --supervise
+    /// off. auto: io-uring where that's possible
+    #[arg(long, default_value = "dev-fuse", value_name = "HOW")]
+    transport: Transport,
 
     /// When other processes see a new file. on-close: when its writer has closed it; one whose writer was killed
     /// before is removed. on-create: at once
@@ -219,6 +225,7 @@ impl MountArgs {
             placement: self.placement.clone(),
             gpu_map,
             passthrough: self.passthrough,
+            transport: self.transport,
             publish: self.publish,
             exclusive: self.exclusive,
             defaults: Defaults { min_free, capacity: self.capacity.each },

@@ -177,6 +177,8 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     writeln!(out, "  executable   {}", s.executable.display())?;
     let passthrough = if s.passthrough.on { "on" } else { "off" };
     writeln!(out, "  passthrough  {passthrough}: {}", s.passthrough.why)?;
+    let why = s.transport_why.as_deref().map(|why| format!(" (not io_uring: {why})")).unwrap_or_default();
+    writeln!(out, "  transport    {}{why}", s.transport)?;
     let why = s.io_engine_why.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
     writeln!(out, "  data engine  {}{why}", s.io_engine)?;
     let again = &s.supervised;

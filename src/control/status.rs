@@ -11,6 +11,7 @@ use super::JobStatus;
 use crate::backing::{Backing, Condition, Health, Passthrough, State};
 use crate::direct::{Direct, DirectStatus};
 use crate::fs::{Fs, PublishStatus};
+use crate::fuse::ChosenTransport;
 use crate::printable::printable;
 use crate::retention::RetentionStatus;
 use crate::supervise::Handover;
@@ -43,6 +44,12 @@ pub struct Status {
     pub sandbox: String,
     /// Whether the kernel moves the data by itself.
     pub passthrough: PassthroughStatus,
+    /// How the kernel's requests come: `/dev/fuse`, or `io_uring`.
+    #[serde(default)]
+    pub transport: String,
+    /// Why they don't come by io_uring, where `--transport auto` asked for it.
+    #[serde(default)]
+    pub transport_why: Option<String>,
     /// What moves data that the kernel doesn't: `io_uring`, or `psync`.
     pub io_engine: String,
     /// Why it isn't io_uring.
@@ -226,6 +233,8 @@ pub struct About {
     pub log: String,
     /// What has come of the sandbox.
     pub sandbox: String,
+    /// How requests come.
+    pub transport: ChosenTransport,
     /// Why the engine isn't io_uring.
     pub io_engine_why: Option<String>,
     /// Who starts it again.
@@ -258,6 +267,8 @@ impl Status {
             log: about.log.clone(),
             sandbox: about.sandbox.clone(),
             passthrough: overall(&backings),
+            transport: if about.transport.uring { "io_uring" } else { "/dev/fuse" }.into(),
+            transport_why: about.transport.why.clone(),
             io_engine: fs.engine().name().into(),
             io_engine_why: about.io_engine_why.clone(),
             placement: fs.policy().name().into(),

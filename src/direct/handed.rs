@@ -69,6 +69,7 @@ impl Drop for Handed {
         }
         let closing = CLOSING.taken(self.uid);
         let close = move || {
+            crate::processors::anywhere();
             drop(fd);
             drop(closing);
         };

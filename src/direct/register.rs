@@ -46,6 +46,7 @@ impl Direct {
                 };
                 let direct = self.clone();
                 let register = move || {
+                    crate::processors::anywhere();
                     direct.register_gpu(reg, fd, room, asked);
                     drop(share);
                 };

@@ -14,6 +14,7 @@ use super::reply::ABSENT;
 use super::watch::is_too_late;
 use crate::fs::{self, Attr, Data, Fs, Op};
 use crate::index::NodeId;
+use crate::processors::anywhere;
 use crate::shares::Share;
 use crate::supervise::hand_over;
 
@@ -39,6 +40,7 @@ pub(super) fn waiting() -> usize {
 /// answered with EIO, as it's dropped.
 pub(super) fn later(name: &str, wait: Share, work: impl FnOnce() + Send + 'static) {
     let work = move || {
+        anywhere();
         work();
         drop(wait);
     };

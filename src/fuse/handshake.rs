@@ -36,6 +36,11 @@ impl Greeting {
         })
     }
 
+    /// The kernel's INIT, its header included.
+    pub(super) fn init(&self) -> &[u8] {
+        &self.request
+    }
+
     /// Makes a session of `device`, and answers the kernel; `state` is told what was agreed on. Where a daemon before
     /// has answered, that's compared.
     pub(super) fn shake_hands(

@@ -19,6 +19,7 @@ use super::help::help;
 use super::mount::{MountError, Mounted, mount};
 use super::prune::Pruner;
 use super::start::Start;
+use super::uring::{Chosen, Queues, is_offered};
 use super::wanted::Wanted;
 use super::watch::Watch;
 use super::watched::Watched;
@@ -48,6 +49,12 @@ pub enum SessionError {
         "this kernel can't send requests again that a daemon died over ({0}; Linux 6.9 or newer can); mount with --supervise off"
     )]
     NoResend(io::Error),
+    /// `--transport io-uring` and it isn't to be had.
+    #[error("requests can't come by io_uring: {0}; or leave --transport out")]
+    NoUring(String),
+    /// Requests should come by io_uring, and don't.
+    #[error("the kernel doesn't give its requests to io_uring: {0}; mount with --transport dev-fuse")]
+    Uring(io::Error),
 }
 
 /// A mounted filesystem, ready to answer.
@@ -58,6 +65,9 @@ pub struct Session {
     registry: Arc<BackingRegistry>,
     device: OwnedFd,
     start: Arc<Start>,
+    transport: Chosen,
+    /// Where requests come by io_uring.
+    queues: Option<Arc<Queues>>,
 }
 
 /// A session that answers requests.
@@ -65,12 +75,16 @@ pub struct Running {
     thread: JoinHandle<io::Result<()>>,
     watch: Arc<Watch>,
     mounted: Arc<Mounted>,
+    queues: Option<Arc<Queues>>,
 }
 
 impl Running {
     /// Waits until the filesystem is unmounted.
     pub fn wait(self) -> io::Result<()> {
         let ended = self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
+        if let Some(queues) = self.queues {
+            queues.wait();
+        }
         self.watch.end();
         // After an abort of the connection the dead mount is still there.
         self.mounted.detach();
@@ -84,21 +98,24 @@ impl Session {
         fs: &Arc<Fs>,
         direct: &Arc<Direct>,
         config: &MountConfig,
+        transport: Chosen,
         survival: &Survival,
     ) -> Result<Session, SessionError> {
         let (device, mounted) = mount(&config.mount_point, &source(&fs.backings()), config.allow_other)?;
         let mounted = Arc::new(mounted);
         // Whatever goes wrong from here on: nothing stays mounted.
-        let result = Session::on(fs, direct, config, device, mounted.clone(), survival).and_then(|session| {
-            if let Some(state) = &survival.state {
-                // There's nothing to send again yet: this tells whether the kernel can.
-                resend(session.device.as_fd()).map_err(SessionError::NoResend)?;
-                survival.keeper.keep(Tag::State, state.fd());
-                fs.keep_locks();
-                survival.keeper.keep(Tag::Device, session.device.as_fd());
-            }
-            Ok(session)
-        });
+        let result = Session::on(fs, direct, config, transport, device, mounted.clone(), survival).and_then(
+            |session| {
+                if let Some(state) = &survival.state {
+                    // There's nothing to send again yet: this tells whether the kernel can.
+                    resend(session.device.as_fd()).map_err(SessionError::NoResend)?;
+                    survival.keeper.keep(Tag::State, state.fd());
+                    fs.keep_locks();
+                    survival.keeper.keep(Tag::Device, session.device.as_fd());
+                }
+                Ok(session)
+            },
+        );
         if result.is_err() {
             mounted.detach();
         }
@@ -111,35 +128,44 @@ impl Session {
         fs: &Arc<Fs>,
         direct: &Arc<Direct>,
         config: &MountConfig,
+        transport: Chosen,
         survival: &Survival,
         device: OwnedFd,
     ) -> Result<Session, SessionError> {
         let number = survival.state.as_ref().map(|state| state.device()).unwrap_or_default();
         let mounted = Arc::new(Mounted::at(&config.mount_point, number));
-        Session::on(fs, direct, config, device, mounted, survival)
+        Session::on(fs, direct, config, transport, device, mounted, survival)
     }
 
     fn on(
         fs: &Arc<Fs>,
         direct: &Arc<Direct>,
         config: &MountConfig,
+        transport: Chosen,
         device: OwnedFd,
         mounted: Arc<Mounted>,
         survival: &Survival,
     ) -> Result<Session, SessionError> {
         let is_root = rustix::process::geteuid().is_root();
-        let wanted = match config.passthrough {
-            PassthroughMode::Off => Wanted { passthrough: None },
+        let state = survival.state.as_deref();
+        let greeting = Greeting::read(&device, state).map_err(SessionError::Handshake)?;
+        if transport.uring && !is_offered(greeting.init()) {
+            return Err(SessionError::NoUring("the kernel hasn't offered it".into()));
+        }
+        let passthrough = match config.passthrough {
+            PassthroughMode::Off => None,
             // The set of backings may have changed since that was agreed on.
-            _ => Wanted { passthrough: Some(survival.stack_depth(|| stack_depth(&fs.backings()))) },
+            _ => Some(survival.stack_depth(|| stack_depth(&fs.backings()))),
         };
+        let wanted = Wanted { passthrough, uring: transport.uring };
         let registry = device.try_clone().map_err(SessionError::Handshake)?;
         // The kernel checks permissions (default_permissions); who may come in at all was said at the mount.
         let acl = if is_root || config.allow_other { SessionACL::All } else { SessionACL::Owner };
         let mut options = Config::default();
         options.acl = acl;
-        options.n_threads = Some(config.threads.get());
-        let threads = config.threads.get();
+        // By the device come only forgotten nodes and interrupts then.
+        let threads = config.threads.get().min(if transport.uring { 2 } else { usize::MAX });
+        options.n_threads = Some(threads);
         let start = Arc::new(Start::new(threads));
         let copy = || device.try_clone().map_err(SessionError::Handshake);
         let watch = Watch::new(copy()?, threads);
@@ -151,14 +177,17 @@ impl Session {
             waiting: Shares::new("requests that wait", waiting()),
             watch: watch.clone(),
         };
-        let state = survival.state.as_deref();
-        let greeting = Greeting::read(&device, state).map_err(SessionError::Handshake)?;
         let watched = Watched::new(adapter.clone()).map_err(SessionError::Handshake)?;
         let (session, mut threshold) = greeting
             .shake_hands(watched, &device, acl, options, state, mounted.device)
             .map_err(SessionError::Handshake)?;
         threshold.prepare(session.as_fd(), threads).map_err(SessionError::Handshake)?;
         start.set(threshold);
+        let queues = transport.uring.then(|| {
+            let watched = Watched::new(adapter.clone())?;
+            Queues::new(watched, device.try_clone()?, acl, watch.clone())
+        });
+        let queues = queues.transpose().map_err(SessionError::Uring)?;
         let connection = copy()?;
         let more = move |threads| help(&greeting, &adapter, &connection, acl, threads);
         watch.start(fs.clone(), config.drive_timeout, more).map_err(SessionError::Handshake)?;
@@ -170,12 +199,17 @@ impl Session {
         if fs.backings().iter().any(|b| !b.health.is_out() && *b.passthrough() != Passthrough::On) {
             widen_read_ahead(mounted.device);
         }
-        Ok(Session { session, watch, device, mounted, registry, start })
+        Ok(Session { session, watch, device, mounted, registry, start, transport, queues })
     }
 
     /// What the kernel passes through of this session.
     pub fn registry(&self) -> &Arc<BackingRegistry> {
         &self.registry
+    }
+
+    /// How requests come.
+    pub fn transport(&self) -> &Chosen {
+        &self.transport
     }
 
     /// The mount.
@@ -248,11 +282,17 @@ impl Session {
     }
 
     /// Answers requests from now on.
-    pub fn serve(self) -> io::Result<Running> {
-        let Session { session, watch, mounted, start, .. } = self;
-        let thread = std::thread::Builder::new().name("kvfs-session".into()).spawn(|| session.run())?;
-        start.crossed()?;
-        Ok(Running { thread, watch, mounted })
+    pub fn serve(self) -> Result<Running, SessionError> {
+        let Session { session, watch, mounted, start, queues, .. } = self;
+        let thread = std::thread::Builder::new()
+            .name("kvfs-session".into())
+            .spawn(|| session.run())
+            .map_err(SessionError::Handshake)?;
+        start.crossed().map_err(SessionError::Handshake)?;
+        if let Some(queues) = &queues {
+            queues.start().map_err(SessionError::Uring)?;
+        }
+        Ok(Running { thread, watch, mounted, queues })
     }
 }
 

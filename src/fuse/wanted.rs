@@ -6,7 +6,7 @@
 use fuser::{InitFlags, KernelConfig};
 
 /// What a request carries at most: the kernel's own limit (fs.fuse.max_pages_limit, 256 pages).
-const MAX_WRITE: u32 = 1 << 20;
+pub(super) const MAX_WRITE: u32 = 1 << 20;
 
 /// Requests that the kernel may have waiting that no client waits for (read-ahead, async I/O).
 const MAX_BACKGROUND: u16 = 256;
@@ -16,6 +16,8 @@ const MAX_BACKGROUND: u16 = 256;
 pub(super) struct Wanted {
     /// Passthrough, with backings stacked this deep (1: plain file systems; 2: on overlayfs).
     pub(super) passthrough: Option<u32>,
+    /// Requests come by io_uring. The kernel then lets none come before they can.
+    pub(super) uring: bool,
 }
 
 impl Wanted {
@@ -44,6 +46,9 @@ impl Wanted {
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
         {
             let _ = config.set_max_stack_depth(depth);
+        }
+        if self.uring {
+            let _ = config.add_capabilities(InitFlags::FUSE_OVER_IO_URING);
         }
         // An error of these says which value is possible: the kernel's own will do then.
         let _ = config.set_max_write(MAX_WRITE);

@@ -2,18 +2,20 @@
 //!
 //! What always holds: a request is answered early only when the drive that it's about, or for a name any drive, is
 //! known to hang; who comes late with an answer is told by the kernel that nobody waits (ENOENT). As long as there's
-//! memory some thread reads requests, however many wait for a drive. A thread that came to help stays.
+//! memory some thread reads requests, however many wait for a drive: of the device, and of each queue where requests come
+//! by io_uring. A thread that came to help stays.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::uring::Queues;
 use crate::fs::{Fs, Place, here, nowhere};
 use crate::index::NodeId;
 
@@ -23,8 +25,11 @@ const LONG: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(250);
 /// After so many times the deadline a request may be waiting for any drive.
 const GUESS: u32 = 3;
-/// Threads that help at most.
-const MOST: usize = 256;
+/// Threads that read from the device at most, and of one queue.
+const MOST: (usize, usize) = (256, super::uring::MOST);
+
+/// Threads among which nobody chooses who gets a request: those that read from the device, or a queue's.
+type Crew = Option<u16>;
 
 /// What one thread is doing.
 #[derive(Default)]
@@ -40,9 +45,14 @@ struct Desk {
     told: AtomicBool,
     /// Gravely so.
     warned: AtomicBool,
+    crew: Crew,
+    /// Since when this thread waits for somebody else's answer, in ms since the mount; 0 where it doesn't.
+    waits: AtomicU64,
 }
 
 thread_local! {
+    /// Which one this thread belongs to.
+    static CREW: Cell<Crew> = const { Cell::new(None) };
     static DESK: RefCell<Option<Arc<Desk>>> = const { RefCell::new(None) };
     /// This thread is about to answer what somebody else has answered.
     static LATE: Cell<bool> = const { Cell::new(false) };
@@ -63,8 +73,18 @@ pub(super) struct Watch {
     desks: Mutex<Vec<Arc<Desk>>>,
     handed: Mutex<HashMap<u64, Waiting>>,
     /// Threads that read requests.
-    threads: AtomicUsize,
+    threads: Mutex<HashMap<Crew, usize>>,
+    queues: OnceLock<Weak<Queues>>,
     ended: AtomicBool,
+}
+
+/// A thread waits for somebody else's answer until this is dropped.
+pub(super) struct Waits(Arc<Desk>);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.waits.store(0, SeqCst);
+    }
 }
 
 /// A request is under way, and is answered elsewhere, until this is dropped.
@@ -116,24 +136,58 @@ impl Watch {
             device,
             desks: Mutex::default(),
             handed: Mutex::default(),
-            threads: AtomicUsize::new(threads),
+            threads: Mutex::new(HashMap::from([(None, threads)])),
+            queues: OnceLock::new(),
             ended: AtomicBool::new(false),
         })
     }
 
-    /// The calling thread begins with a request about a node.
-    pub(super) fn begin(&self, unique: u64, node: NodeId) -> AtDesk {
-        let desk = DESK.with_borrow_mut(|desk| {
+    /// Requests come by these queues, too.
+    pub(super) fn look_after(&self, queues: &Arc<Queues>) {
+        let _ = self.queues.set(Arc::downgrade(queues));
+    }
+
+    /// The calling thread is one of a queue's.
+    pub(super) fn join(&self, queue: u16) {
+        CREW.set(Some(queue));
+        *self.threads.lock().entry(Some(queue)).or_default() += 1;
+    }
+
+    /// What the last requests were about.
+    pub(super) fn nodes(&self) -> Vec<NodeId> {
+        let nodes =
+            self.desks.lock().iter().map(|desk| NodeId(desk.node.load(Relaxed))).collect::<HashSet<_>>();
+        nodes.into_iter().collect()
+    }
+
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn desk(&self) -> Arc<Desk> {
+        DESK.with_borrow_mut(|desk| {
             desk.get_or_insert_with(|| {
-                let new = Arc::new(Desk { place: here(), ..Desk::default() });
+                let new = Arc::new(Desk { place: here(), crew: CREW.get(), ..Desk::default() });
                 self.desks.lock().push(new.clone());
                 new
             })
             .clone()
-        });
+        })
+    }
+
+    /// The calling thread can't take another request before somebody else has answered its last one.
+    pub(super) fn wait(&self) -> Waits {
+        let desk = self.desk();
+        desk.waits.store(self.now().max(1), SeqCst);
+        Waits(desk)
+    }
+
+    /// The calling thread begins with a request about a node.
+    pub(super) fn begin(&self, unique: u64, node: NodeId) -> AtDesk {
+        let desk = self.desk();
         nowhere();
         desk.node.store(node.0, Relaxed);
-        desk.since.store(self.started.elapsed().as_millis() as u64, Relaxed);
+        desk.since.store(self.now(), Relaxed);
         desk.told.store(false, SeqCst);
         desk.warned.store(false, Relaxed);
         desk.unique.store(unique, SeqCst);
@@ -172,8 +226,12 @@ impl Watch {
 
     fn look(&self, fs: &Fs, deadline: Duration, help: &dyn Fn(usize) -> io::Result<()>) {
         let now = self.started.elapsed();
-        let mut stuck = 0;
+        let mut stuck = HashMap::<Crew, usize>::new();
         for desk in self.desks.lock().iter() {
+            let waits = desk.waits.load(SeqCst);
+            if waits != 0 && now.saturating_sub(Duration::from_millis(waits)) >= LONG {
+                *stuck.entry(desk.crew).or_default() += 1;
+            }
             let unique = desk.unique.load(SeqCst);
             let age = now.saturating_sub(Duration::from_millis(desk.since.load(Relaxed)));
             if age < LONG {
@@ -184,7 +242,7 @@ impl Watch {
             if unique == 0 && !is_late {
                 continue;
             }
-            stuck += 1;
+            *stuck.entry(desk.crew).or_default() += 1;
             let node = NodeId(desk.node.load(Relaxed));
             if !desk.told.swap(true, SeqCst) {
                 fs.takes_long(node, false);
@@ -203,15 +261,37 @@ impl Watch {
             }
         }
         self.look_at_handed(fs, deadline);
-        let threads = self.threads.load(Relaxed);
-        if stuck >= threads && threads < MOST {
-            let more = threads.min(MOST - threads);
-            match help(more) {
-                Ok(()) => {
-                    self.threads.fetch_add(more, Relaxed);
-                    tracing::info!("all {threads} threads wait for a drive; {more} more answer requests");
-                }
-                Err(e) => tracing::warn!("all threads wait for a drive, and there are no more: {e}"),
+        for (crew, stuck) in stuck {
+            self.look_at_crew(crew, stuck, help);
+        }
+    }
+
+    /// More threads where these keep a crew from its work.
+    fn look_at_crew(&self, crew: Crew, stuck: usize, help: &dyn Fn(usize) -> io::Result<()>) {
+        let threads = self.threads.lock().get(&crew).copied().unwrap_or_default();
+        // What waits in a queue without a free entry is better not there.
+        let (free, most) = if crew.is_some() { (1, MOST.1) } else { (0, MOST.0) };
+        if stuck + free < threads || threads >= most {
+            return;
+        }
+        let more = threads.min(most - threads);
+        let helped = match (crew, self.queues.get().and_then(Weak::upgrade)) {
+            // These join by themselves.
+            (Some(queue), Some(queues)) => queues.help(queue, more),
+            (Some(_), None) => return,
+            (None, _) => help(more).map(|()| *self.threads.lock().entry(crew).or_default() += more),
+        };
+        let whose = crew.map_or_else(String::new, |queue| format!(" of queue {queue}"));
+        match helped {
+            Ok(()) => {
+                tracing::info!(
+                    "{stuck} of {threads} threads{whose} wait for a drive; {more} more answer requests"
+                );
+            }
+            Err(e) => {
+                tracing::warn!(
+                    "{stuck} of {threads} threads{whose} wait for a drive, and there are no more: {e}"
+                );
             }
         }
     }
@@ -240,6 +320,9 @@ impl Watch {
 
     /// EIO for a request. If it was answered meanwhile, the kernel says that nobody waits.
     fn answer(&self, unique: u64) {
+        if self.queues.get().and_then(Weak::upgrade).is_some_and(|queues| queues.answer(unique)) {
+            return;
+        }
         // struct fuse_out_header in include/uapi/linux/fuse.h
         let mut header = [0u8; 16];
         header[..4].copy_from_slice(&16u32.to_ne_bytes());

@@ -8,6 +8,7 @@
 pub(crate) mod caps;
 pub(crate) mod cli;
 pub(crate) mod dir;
+pub(crate) mod enabled;
 pub(crate) mod killer;
 pub(crate) mod lab;
 pub(crate) mod mount;

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use super::cli::{self, BINARY};
+use super::enabled::Uring;
 use super::lab::Lab;
 use super::{ns, sys, user};
 
@@ -48,6 +49,8 @@ pub(crate) struct Builder {
     pub(crate) point: PathBuf,
     pub(crate) backings: Vec<PathBuf>,
     passthrough: Passthrough,
+    /// Where it isn't the default.
+    transport: Option<OsString>,
     args: Vec<OsString>,
     env: Vec<(String, OsString)>,
     uid: Option<u32>,
@@ -63,6 +66,8 @@ impl Builder {
             point,
             backings: backings.to_vec(),
             passthrough: Passthrough::from_env(),
+            // Of the tests that have no transport of their own: KVFS_TEST_TRANSPORT
+            transport: std::env::var_os("KVFS_TEST_TRANSPORT"),
             args: Vec::new(),
             env: Vec::new(),
             uid: None,
@@ -93,6 +98,12 @@ impl Builder {
         self
     }
 
+    /// How requests come.
+    pub(crate) fn transport(mut self, transport: &str) -> Builder {
+        self.transport = Some(transport.into());
+        self
+    }
+
     pub(crate) fn arg(mut self, arg: impl Into<OsString>) -> Builder {
         self.args.push(arg.into());
         self
@@ -105,7 +116,9 @@ impl Builder {
     }
 
     /// With the parent that starts the daemon again when it dies.
-    pub(crate) fn supervised(self) -> Builder {
+    pub(crate) fn supervised(mut self) -> Builder {
+        // No other can be supervised.
+        self.transport = None;
         // Tests end the parent with themselves; the daemon goes with it.
         self.arg("--supervise").arg("on").env("KVFS_TEST_DIE_WITH_PARENT", "1")
     }
@@ -129,6 +142,9 @@ impl Builder {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg("mount").arg(&self.point).arg("--backing").arg(backings).arg("-f");
         command.args(["--passthrough", self.passthrough.word()]).arg("--log").arg(log).args(&self.args);
+        if let Some(transport) = &self.transport {
+            command.arg("--transport").arg(transport);
+        }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         if let Some(uid) = self.uid {
             command.uid(uid).gid(uid).env_remove("XDG_RUNTIME_DIR");
@@ -150,6 +166,7 @@ impl Builder {
         };
         let (log, _) = file("log");
         let (said, stderr) = file("stderr");
+        let enabled = (self.transport.as_deref() == Some("io-uring".as_ref())).then(Uring::enabled);
         let mut command = self.command(&log);
         command.stdin(Stdio::null()).stdout(stderr.try_clone().expect("stdout")).stderr(stderr);
         sys::die_with_parent(&mut command);
@@ -157,6 +174,7 @@ impl Builder {
         let pidfd = sys::pidfd(child.id()).expect("pidfd of the daemon");
         let point = self.point.clone();
         let mut mount = Mount {
+            _enabled: enabled,
             guard: None,
             minor: 0,
             child: Some(child),
@@ -202,6 +220,8 @@ pub(crate) struct Mount {
     said: PathBuf,
     panics: AtomicU64,
     builder: Builder,
+    /// Where requests come by io_uring.
+    _enabled: Option<Uring>,
 }
 
 impl Mount {

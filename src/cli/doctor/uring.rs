@@ -36,7 +36,9 @@ fn ring(system: &System) -> Check {
 fn fuse_over_io_uring(system: &System) -> Check {
     let check = Check::new("io_uring", "FUSE requests");
     match system.read("/sys/module/fuse/parameters/enable_uring").as_deref() {
-        Some("Y" | "1") => check.ok("could arrive by io_uring (fuse.enable_uring = Y); kvfs reads /dev/fuse"),
+        Some("Y" | "1") => check.ok(
+            "can arrive by io_uring (fuse.enable_uring = Y): `--transport io-uring`, with `--supervise off`",
+        ),
         Some(_) => check.none("arrive by /dev/fuse (fuse.enable_uring = N)"),
         None => check.none("arrive by /dev/fuse (io_uring for them came with Linux 6.14)"),
     }

@@ -25,6 +25,7 @@ use super::probed::Probed;
 use super::process::{Lost, Process};
 use super::proto::{self, Made, Origin, Request};
 use super::{GpuError, GpuOptions};
+use crate::processors::anywhere;
 use crate::supervise::Lifeline;
 
 // What `status` shows is public with it.
@@ -134,7 +135,7 @@ impl Worker {
             deaths: 0,
             not_before: None,
         };
-        std::thread::Builder::new().name("kvfs-gpu".into()).spawn(move || keeper.run())?;
+        std::thread::Builder::new().name("kvfs-gpu".into()).spawn(move || (anywhere(), keeper.run()).1)?;
         Ok(worker)
     }
 

@@ -112,7 +112,9 @@ impl Watch {
         let due = ended == 0 || now.saturating_sub(ended) >= Self::RETRY.as_millis() as u64;
         if due && !shared.running.load(Ordering::Relaxed) && !shared.running.swap(true, Ordering::AcqRel) {
             let thread = shared.clone();
-            let started = std::thread::Builder::new().name("gpus".into()).spawn(move || thread.run());
+            let started = std::thread::Builder::new()
+                .name("gpus".into())
+                .spawn(move || (crate::processors::anywhere(), thread.run()).1);
             if let Err(e) = started {
                 tracing::debug!("no thread to ask the GPUs' driver: {e}");
                 shared.end(true);
