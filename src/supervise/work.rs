@@ -457,7 +457,7 @@ mod tests {
         }
         let work = Work::new(Some(state.clone()), false);
         work.take_over(|_| Outcome::Open);
-        work.begin(2 * 1999 | RESENT, 1).unwrap();
+        work.begin((2 * 1999) | RESENT, 1).unwrap();
         assert!(was_begun());
         drop(CURRENT.take());
     }
