@@ -3,15 +3,17 @@
  *   metaload meta CLIENTS FILES SIZE DIR...   each client its own process, in DIR[client % n]
  *   metaload fill FILES SIZE DIR...           FILES files over the DIRs, a process each; where SIZE isn't 0 so much
  *                                             is allocated to each, not written, and they are a day old
+ *   metaload tree FILES EACH DIR...           the same of size 0, in directories below them of EACH files
  *   metaload creates RANK SIZE KEEP DIR       one client that creates until its standard input ends; of its files
  *                                             the last KEEP stay
- *   metaload walk DIR...                      getdents64 of all DIRs, a thread each
+ *   metaload walk DIR...                      getdents64 of all DIRs and what is below, a thread each
+ *   metaload absent NAMES ROUNDS DIR          so many names that aren't there, asked for again in each round
+ *   metaload mixed THREADS SECONDS SIZE DIR...  threads that create, stat, read, look for absent names, and unlink
  *
  * Prints one JSON object. Names are 75 bytes long and of the form that LMCache writes;
  * the rank in them is the client's number, or the number of the DIR.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -23,27 +25,39 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#define MAX_CLIENTS 64
+#include "metaload.h"
 
-static void die(const char *what)
+void die(const char *what)
 {
     fprintf(stderr, "metaload: %s: %s\n", what, strerror(errno));
     exit(1);
 }
 
-static uint64_t now_ns(void)
+void read_whole(const char *path, char *buffer, size_t size)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || read(fd, buffer, size) != (ssize_t)size || close(fd))
+        die(path);
+}
+
+void miss(const char *path)
+{
+    if (!access(path, F_OK) || errno != ENOENT)
+        die(path);
+}
+
+uint64_t now_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static uint64_t mix(uint64_t x)
+uint64_t mix(uint64_t x)
 {
     x += 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -51,7 +65,7 @@ static uint64_t mix(uint64_t x)
     return x ^ (x >> 31);
 }
 
-static void name_of(char *out, size_t size, const char *dir, int ranks, int rank, uint64_t number)
+void name_of(char *out, size_t size, const char *dir, int ranks, int rank, uint64_t number)
 {
     snprintf(out, size, "%s/meta-llama-Llama-3.1-8B-Instruct@%d@%d@%010llx%016llx@bfloat16.pt", dir, ranks % 10,
              rank % 10, (unsigned long long)(mix(number) & 0xffffffffffu), (unsigned long long)mix(~number));
@@ -59,13 +73,14 @@ static void name_of(char *out, size_t size, const char *dir, int ranks, int rank
 
 /* ---- meta: the phases, all clients in step ---- */
 
-enum phase { CREATE, STAT, OPEN_READ, OPEN_CLOSE, MISS, READDIR, UNLINK, PHASES };
-static const char *const phase_names[PHASES] = {"create", "stat",    "open_read", "open_close",
-                                                "miss",   "readdir", "unlink"};
+enum phase { CREATE, FIRST_STAT, STAT, OPEN_READ, OPEN_CLOSE, MISS, READDIR, COLD_STAT, UNLINK, PHASES };
+static const char *const phase_names[PHASES] = {"create", "first_stat", "stat",      "open_read", "open_close",
+                                                "miss",   "readdir",    "cold_stat", "unlink"};
 
 /* The first two again later: a virtual machine may hand free memory back to its host, so
  * that only pages freed a moment ago can be written at full speed. */
-static const enum phase order[] = {CREATE, UNLINK, CREATE, STAT, OPEN_READ, OPEN_CLOSE, MISS, READDIR, UNLINK};
+static const enum phase order[] = {CREATE,     UNLINK, CREATE,  FIRST_STAT, STAT,  OPEN_READ,
+                                   OPEN_CLOSE, MISS,   READDIR, COLD_STAT,  UNLINK};
 
 struct shared {
     pthread_barrier_t barrier;
@@ -83,29 +98,6 @@ struct load {
     char *buffer;
 };
 
-static uint64_t list_dir(const char *dir)
-{
-    static _Thread_local char entries[256 << 10];
-    uint64_t count = 0;
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        die(dir);
-    for (;;) {
-        long got = syscall(SYS_getdents64, fd, entries, sizeof entries);
-        if (got < 0)
-            die("getdents64");
-        if (got == 0)
-            break;
-        for (long at = 0; at < got;) {
-            const struct dirent64 *entry = (const struct dirent64 *)(entries + at);
-            count += entry->d_name[0] != '.';
-            at += entry->d_reclen;
-        }
-    }
-    close(fd);
-    return count;
-}
-
 static void one(const struct load *load, enum phase phase, const char *path)
 {
     struct statx facts;
@@ -120,10 +112,13 @@ static void one(const struct load *load, enum phase phase, const char *path)
         if (statx(AT_FDCWD, path, AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &facts) || facts.stx_size != load->size)
             die(path);
         break;
-    case OPEN_READ:
-        fd = open(path, O_RDONLY | O_CLOEXEC);
-        if (fd < 0 || read(fd, load->buffer, load->size) != (ssize_t)load->size || close(fd))
+    case FIRST_STAT: /* the write has made what the kernel knew of the file's times and size stale */
+    case COLD_STAT:  /* the kernel knows nothing of the file, not even its name */
+        if (statx(AT_FDCWD, path, 0, STATX_BASIC_STATS, &facts) || facts.stx_size != load->size)
             die(path);
+        break;
+    case OPEN_READ:
+        read_whole(path, load->buffer, load->size);
         break;
     case OPEN_CLOSE:
         fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -131,8 +126,7 @@ static void one(const struct load *load, enum phase phase, const char *path)
             die(path);
         break;
     case MISS:
-        if (!access(path, F_OK) || errno != ENOENT)
-            die(path);
+        miss(path);
         break;
     case UNLINK:
         if (unlink(path))
@@ -144,6 +138,15 @@ static void one(const struct load *load, enum phase phase, const char *path)
     }
 }
 
+/* Has the kernel forget names and attributes, of all file systems. */
+static void forget_names(void)
+{
+    int fd = open("/proc/sys/vm/drop_caches", O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write(fd, "2", 1) != 1 || close(fd))
+        die("/proc/sys/vm/drop_caches");
+    usleep(200000); /* what a daemon is told of that is its own time */
+}
+
 static void run_phase(struct load *load, enum phase phase)
 {
     struct shared *shared = load->shared;
@@ -151,6 +154,8 @@ static void run_phase(struct load *load, enum phase phase)
     uint64_t operations = load->files;
     char path[4096];
 
+    if (phase == COLD_STAT && load->client == 0)
+        forget_names();
     pthread_barrier_wait(&shared->barrier);
     uint64_t begin = now_ns(), before = begin;
     if (phase == READDIR) {
@@ -182,6 +187,14 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+void print_samples(const char *what, uint32_t *ns, uint64_t count, uint64_t operations, uint64_t took_ns)
+{
+    qsort(ns, count, sizeof *ns, by_value);
+    printf("\"%s\": {\"per_s\": %.1f, \"p50_us\": %.2f, \"p99_us\": %.2f}", what,
+           (double)operations * 1e9 / (double)took_ns, count ? ns[count / 2] / 1e3 : 0,
+           count ? ns[count * 99 / 100] / 1e3 : 0);
+}
+
 static void report(struct load *load)
 {
     uint64_t all = load->files * (uint64_t)load->clients;
@@ -194,16 +207,13 @@ static void report(struct load *load)
                 end = load->shared->phases[phase][c].end;
             operations += load->shared->phases[phase][c].operations;
         }
-        uint32_t *samples = load->shared->took_ns + (uint64_t)phase * all;
-        qsort(samples, all, sizeof *samples, by_value);
-        printf("%s\"%s\": {\"per_s\": %.1f, \"p50_us\": %.2f, \"p99_us\": %.2f}", phase ? ", " : "{",
-               phase_names[phase], (double)operations * 1e9 / (double)(end - begin), samples[all / 2] / 1e3,
-               samples[all * 99 / 100] / 1e3);
+        printf(phase ? ", " : "{");
+        print_samples(phase_names[phase], load->shared->took_ns + (uint64_t)phase * all, all, operations, end - begin);
     }
     printf("}\n");
 }
 
-static void reap(int children)
+void reap(int children)
 {
     for (int status, bad = 0; children; children--) {
         if (wait(&status) < 0)
@@ -305,70 +315,28 @@ static void creates(int rank, uint64_t size, uint64_t keep, const char *dir)
     printf("\"gone\": %llu}\n", (unsigned long long)gone);
 }
 
-/* ---- fill and walk: for the scan and for the eviction ---- */
-
-static void fill(uint64_t files, uint64_t size, int dir_count, char **dirs)
-{
-    struct timespec day_ago[2];
-    clock_gettime(CLOCK_REALTIME, &day_ago[0]);
-    day_ago[0].tv_sec -= 24 * 60 * 60;
-    day_ago[1] = day_ago[0];
-    setpgid(0, 0);
-    for (int d = 0; d < dir_count; d++) {
-        pid_t child = fork();
-        if (child < 0)
-            die("fork");
-        if (child)
-            continue;
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        char path[4096];
-        for (uint64_t i = (uint64_t)d; i < files; i += (uint64_t)dir_count) {
-            name_of(path, sizeof path, dirs[d], dir_count, d, i);
-            int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-            if (fd < 0 || (size && (posix_fallocate(fd, 0, (off_t)size) || futimens(fd, day_ago))) || close(fd))
-                die(path);
-        }
-        _exit(0);
-    }
-    reap(dir_count);
-    printf("{\"files\": %llu}\n", (unsigned long long)files);
-}
-
-static void *walk_one(void *dir)
-{
-    return (void *)(uintptr_t)list_dir(dir);
-}
-
-static void walk(int dir_count, char **dirs)
-{
-    pthread_t threads[MAX_CLIENTS];
-    uint64_t files = 0, begin = now_ns();
-    if (dir_count > MAX_CLIENTS)
-        die("too many directories");
-    for (int d = 0; d < dir_count; d++)
-        if (pthread_create(&threads[d], NULL, walk_one, dirs[d]))
-            die("pthread_create");
-    for (int d = 0; d < dir_count; d++) {
-        void *count;
-        pthread_join(threads[d], &count);
-        files += (uintptr_t)count;
-    }
-    printf("{\"files\": %llu, \"ms\": %.2f}\n", (unsigned long long)files, (double)(now_ns() - begin) / 1e6);
-}
-
 int main(int argc, char **argv)
 {
-    if (argc >= 6 && !strcmp(argv[1], "meta"))
-        meta(atoi(argv[2]), strtoull(argv[3], NULL, 10), strtoull(argv[4], NULL, 10), argc - 5, argv + 5);
-    else if (argc >= 5 && !strcmp(argv[1], "fill"))
-        fill(strtoull(argv[2], NULL, 10), strtoull(argv[3], NULL, 10), argc - 4, argv + 4);
-    else if (argc == 6 && !strcmp(argv[1], "creates"))
-        creates(atoi(argv[2]), strtoull(argv[3], NULL, 10), strtoull(argv[4], NULL, 10), argv[5]);
-    else if (argc >= 3 && !strcmp(argv[1], "walk"))
+    const char *what = argc > 1 ? argv[1] : "";
+#define NUMBER(i) strtoull(argv[i], NULL, 10)
+    if (argc >= 6 && !strcmp(what, "meta"))
+        meta(atoi(argv[2]), NUMBER(3), NUMBER(4), argc - 5, argv + 5);
+    else if (argc >= 5 && !strcmp(what, "fill"))
+        fill(NUMBER(2), NUMBER(3), 0, argc - 4, argv + 4);
+    else if (argc >= 5 && !strcmp(what, "tree"))
+        fill(NUMBER(2), 0, NUMBER(3), argc - 4, argv + 4);
+    else if (argc == 6 && !strcmp(what, "creates"))
+        creates(atoi(argv[2]), NUMBER(3), NUMBER(4), argv[5]);
+    else if (argc >= 3 && !strcmp(what, "walk"))
         walk(argc - 2, argv + 2);
+    else if (argc == 5 && !strcmp(what, "absent"))
+        absent(NUMBER(2), atoi(argv[3]), argv[4]);
+    else if (argc >= 6 && !strcmp(what, "mixed"))
+        mixed(atoi(argv[2]), atof(argv[3]), NUMBER(4), argc - 5, argv + 5);
     else {
-        fprintf(stderr, "usage: metaload meta CLIENTS FILES SIZE DIR... | fill FILES SIZE DIR... | walk DIR... |\n"
-                        "       creates RANK SIZE KEEP DIR\n");
+        fprintf(stderr, "usage: metaload meta CLIENTS FILES SIZE DIR... | fill FILES SIZE DIR... | tree FILES EACH DIR... |\n"
+                        "       creates RANK SIZE KEEP DIR | walk DIR... | absent NAMES ROUNDS DIR |\n"
+                        "       mixed THREADS SECONDS SIZE DIR...\n");
         return 2;
     }
     return 0;

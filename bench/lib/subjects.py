@@ -5,6 +5,7 @@ directory of their own: the kernel lets creates in one directory of any FUSE fil
 other. Each subject has folders of its own on the drives, so that none sees another's files.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -12,12 +13,12 @@ import sys
 import time
 from pathlib import Path
 
-from lab import REPOSITORY, unmount
+from lab import REPOSITORY, Images, output, unmount
 
 sys.path.append(str(REPOSITORY / "tests/clients"))
 from mounted import Mount, find_kvfs, mount_entry  # noqa: E402
 
-__all__ = ["Kvfs", "Mergerfs", "Mount", "Raw", "find_kvfs", "subjects"]
+__all__ = ["Btrfs", "Kvfs", "Mergerfs", "Mount", "Raw", "find_kvfs", "interleaved", "subjects"]
 
 
 class Raw:
@@ -53,7 +54,7 @@ class Behind(Raw):
         super().__init__(drives, folder)
         self.point = drives.root / f"mnt-{folder}"
         for rank, backing in enumerate(self.backings):
-            (backing / f"rank{rank}").mkdir()
+            (backing / f"rank{rank}").mkdir(exist_ok=True)
 
     def directories(self):
         return [self.point / f"rank{rank}" for rank in range(len(self.backings))]
@@ -65,8 +66,8 @@ class Kvfs(Behind):
     def __init__(self, drives, folder, kvfs, passthrough, *options):
         super().__init__(drives, folder)
         self.name = "kvfs" if passthrough == "auto" else f"kvfs, passthrough {passthrough}"
-        if "io-uring" in options:
-            self.name += ", io_uring"
+        for option, what in (("io-uring", ", io_uring"), ("--exclusive", " --exclusive")):
+            self.name += what if option in options else ""
         root = drives.root
         self.mount = Mount(kvfs, self.point, self.backings, root / f"{folder}.log",
                            ["--passthrough", passthrough, "--min-free", "16M", *options])
@@ -93,7 +94,11 @@ class Mergerfs(Behind):
 
     def __init__(self, drives, folder):
         super().__init__(drives, folder)
-        self.point.mkdir()
+        self.point.mkdir(exist_ok=True)
+
+    @staticmethod
+    def is_there():
+        return shutil.which("mergerfs") is not None
 
     def __enter__(self):
         branches = ":".join(map(str, self.backings))
@@ -116,6 +121,44 @@ class Mergerfs(Behind):
             self.process.kill()
 
 
+class Btrfs:
+    """btrfs RAID0 over as many devices of the same size and sort, its own: what stripes instead of placing."""
+
+    name = "btrfs RAID0"
+    pid = None
+
+    def __init__(self, drives, folder):
+        self.point = drives.root / f"mnt-{folder}"
+        self.images = Images(drives.root / f"images-{folder}", drives.count, drives.gib)
+
+    def __enter__(self):
+        with contextlib.ExitStack() as undo:
+            loops = undo.enter_context(self.images).loops
+            output("mkfs.btrfs", "-q", "-f", "-d", "raid0", "-m", "raid0", *loops)
+            self.point.mkdir()
+            # The kernel has to know of all devices before it mounts one.
+            output("btrfs", "device", "scan", *loops)
+            undo.callback(lambda: subprocess.run(["btrfs", "device", "scan", "--forget"], check=False, capture_output=True))
+            output("mount", "-o", "noatime,nodiscard", loops[0], self.point)
+            undo.callback(unmount, self.point)
+            for rank in range(len(loops)):
+                (self.point / f"rank{rank}").mkdir()
+            self.ranks = len(loops)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_):
+        self._undo.close()
+
+    @staticmethod
+    def is_there():
+        return shutil.which("mkfs.btrfs") is not None and shutil.which("btrfs") is not None
+
+    def directories(self):
+        return [self.point / f"rank{rank}" for rank in range(self.ranks)]
+
+    clear = Raw.clear
+
 
 def _uring_is_enabled():
     switch = Path("/sys/module/fuse/parameters/enable_uring")
@@ -133,8 +176,10 @@ def subjects(drives, kvfs, prefix, publish):
     if prefix == "meta" and _uring_is_enabled():
         found.append(Kvfs(drives, f"{prefix}-ur", kvfs, "auto", "--transport", "io-uring",
                           "--supervise", "off", *always))
-    if shutil.which("mergerfs"):
+    if Mergerfs.is_there():
         found.append(Mergerfs(drives, f"{prefix}-mg"))
+    if prefix == "data" and drives.loops and Btrfs.is_there():
+        found.append(Btrfs(drives, f"{prefix}-bt"))
     return found
 
 

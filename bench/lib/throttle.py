@@ -79,7 +79,18 @@ class Limits:
                 file.write_text(f"{os.major(number)}:{os.minor(number)} {rate}\n")
 
 
+def device_of(directory):
+    """The block device that a directory lies on."""
+    device = os.stat(directory).st_dev
+    uevent = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/uevent")
+    if not uevent.is_file():
+        raise SystemExit(f"bench/run --only spread can't tell what {directory} moves: it isn't on one block device of its own")
+    name = dict(line.split("=", 1) for line in uevent.read_text().splitlines())["DEVNAME"]
+    return f"/dev/{name}"
+
+
 def moved(device):
     """Bytes that the device has read and written since it was made."""
-    columns = Path("/sys/block", Path(device).name, "stat").read_text().split()
+    number = os.stat(device).st_rdev
+    columns = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat").read_text().split()
     return {"read": int(columns[2]) * 512, "write": int(columns[6]) * 512}
