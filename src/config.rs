@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::backing::{Defaults, Limit, Missing, Spec, parse_bytes};
 use crate::direct::DirectOptions;
+use crate::metrics;
 use crate::placement::GpuMap;
 use crate::retention::RetentionOptions;
 use crate::sandbox::SandboxMode;
@@ -48,6 +49,16 @@ pub enum Publish {
     OnClose,
 }
 
+/// Whether clients' extended attributes are carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Xattrs {
+    /// The backing files' own.
+    #[default]
+    On,
+    /// There are none, and the kernel doesn't ask for one before each file's first write.
+    Off,
+}
+
 /// Whether files answer the ioctls of the fast path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum DirectMode {
@@ -63,7 +74,8 @@ pub enum DirectMode {
 /// Who starts the daemon again when it dies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Supervise {
-    /// In the background a parent; in the foreground systemd, where it keeps descriptors, else nobody.
+    /// In the background a parent; in the foreground systemd, where it keeps descriptors, else a parent; without
+    /// systemd nobody.
     #[default]
     Auto,
     /// A parent.
@@ -81,6 +93,16 @@ pub enum LogTo {
     Journal,
     /// A file, appended to.
     File(PathBuf),
+}
+
+/// What lines of the log are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object each, for programs.
+    Json,
 }
 
 impl FromStr for LogTo {
@@ -116,6 +138,51 @@ impl FromStr for Capacity {
     }
 }
 
+/// What mount(2) is told of a mount, beside nosuid and nodev: mount(8)'s options that aren't kvfs's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelOption {
+    /// Clients change nothing.
+    ReadOnly,
+    /// Nothing is executed.
+    NoExec,
+    /// Reading sets no access times (of FUSE's own inodes: those of the files are the backings' matter).
+    NoAtime,
+    /// The same of directories.
+    NoDirAtime,
+    /// Reading sets them now and then: the kernel's default.
+    RelAtime,
+    /// Each time.
+    StrictAtime,
+    /// Symbolic links aren't followed (Linux 5.10).
+    NoSymFollow,
+}
+
+impl KernelOption {
+    /// All of them.
+    pub const ALL: [KernelOption; 7] = [
+        KernelOption::ReadOnly,
+        KernelOption::NoExec,
+        KernelOption::NoAtime,
+        KernelOption::NoDirAtime,
+        KernelOption::RelAtime,
+        KernelOption::StrictAtime,
+        KernelOption::NoSymFollow,
+    ];
+
+    /// Its name in mount(8).
+    pub fn name(self) -> &'static str {
+        match self {
+            KernelOption::ReadOnly => "ro",
+            KernelOption::NoExec => "noexec",
+            KernelOption::NoAtime => "noatime",
+            KernelOption::NoDirAtime => "nodiratime",
+            KernelOption::RelAtime => "relatime",
+            KernelOption::StrictAtime => "strictatime",
+            KernelOption::NoSymFollow => "nosymfollow",
+        }
+    }
+}
+
 /// Everything that a mount needs to know.
 #[derive(Clone, Debug)]
 pub struct MountConfig {
@@ -133,6 +200,8 @@ pub struct MountConfig {
     pub transport: Transport,
     /// When other processes see a new file.
     pub publish: Publish,
+    /// Whether clients' extended attributes are carried.
+    pub xattrs: Xattrs,
     /// A miss in the index is final: nobody else changes the backings.
     pub exclusive: bool,
     /// How long the kernel may keep what others may change.
@@ -147,12 +216,18 @@ pub struct MountConfig {
     pub allow_other: bool,
     /// The ioctl fast path.
     pub direct: DirectOptions,
+    /// Where metrics are served over HTTP, if anywhere.
+    pub metrics: Option<metrics::Address>,
     /// Whether the daemon gives up what it doesn't need.
     pub sandbox: SandboxMode,
     /// What is done about backings that aren't there.
     pub missing: Missing,
     /// A drive that takes longer to answer hangs.
     pub drive_timeout: Duration,
+    /// What the list of mounts shows as its source; `None`: the backings.
+    pub source: Option<String>,
+    /// What else mount(2) is told.
+    pub kernel: Vec<KernelOption>,
 }
 
 /// The backings in a `--backing` value: separated by commas, each perhaps with `file://` in front as LMCache

@@ -4,6 +4,7 @@
 //! `fuse` decodes a request, `fs` decides, `index` finds, `placement` chooses, `backing` acts.
 
 pub mod backing;
+pub mod check;
 pub mod cli;
 pub mod client;
 pub mod config;
@@ -13,6 +14,8 @@ pub mod fs;
 pub mod fuse;
 pub mod index;
 pub mod io;
+mod log;
+pub mod metrics;
 pub mod placement;
 mod printable;
 mod processors;
@@ -20,4 +23,5 @@ pub mod retention;
 pub mod sandbox;
 pub mod shares;
 pub mod supervise;
+pub mod trace;
 pub mod version;

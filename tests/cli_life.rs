@@ -202,6 +202,35 @@ fn a_daemon_that_ends_late_leaves_the_next_mount_alone() {
 }
 
 #[test]
+fn a_mount_takes_the_place_of_a_dead_one_and_of_no_other() {
+    let lab = Lab::new();
+    let (point, backings) = (lab.dir("mnt"), lab.dirs(2));
+    let log = lab.path("log");
+    let list = list(&backings);
+    let mount =
+        || kvfs(["mount", text(&point), "--backing", &list, "--supervise", "off", "--log", text(&log)]);
+    mount().code(0);
+    let daemon = Background::of(&point);
+    std::fs::write(point.join("file"), "bytes").unwrap();
+    mount().code(22);
+    sys::signal(&daemon.pidfd, libc::SIGSTOP).unwrap();
+    // It doesn't answer, but may again.
+    mount().code(22);
+    sys::signal(&daemon.pidfd, libc::SIGCONT).unwrap();
+    assert_eq!(std::fs::read(point.join("file")).unwrap(), b"bytes");
+    sys::signal(&daemon.pidfd, libc::SIGKILL).unwrap();
+    assert!(cli::wait_fd(&daemon.pidfd, ns::HANG));
+    assert_eq!(sys::stat(point.join("file")).err(), Some(Errno::ENOTCONN));
+    let outcome = mount().code(0);
+    assert!(outcome.stderr.contains("was dead"), "{}", outcome.stderr);
+    let _daemon = Background::of(&point);
+    assert_eq!(ns::mounts_at(&point).len(), 1);
+    assert_eq!(std::fs::read(point.join("file")).unwrap(), b"bytes");
+    kvfs(["umount", text(&point)]).code(0);
+    assert_eq!(ns::mounts_at(&point).len(), 0);
+}
+
+#[test]
 fn backings_in_every_spelling() {
     let lab = Lab::new();
     let point = lab.dir("mnt");

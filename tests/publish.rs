@@ -5,6 +5,8 @@ mod common;
 
 #[path = "publish/death.rs"]
 mod death;
+#[path = "publish/listed.rs"]
+mod listed;
 #[path = "publish/power.rs"]
 mod power;
 #[path = "publish/restart.rs"]

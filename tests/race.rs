@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Barrier, Mutex};
 
 use common::{Errno, FsKind, Lab, Mount, Passthrough, R, ranked, sys, tree};
@@ -435,4 +435,73 @@ fn behind_storm_auto() {
 #[test]
 fn behind_storm_off() {
     behind_storm(Passthrough::Off);
+}
+
+/// 64 clients, each with files of its own in a directory that all share: what it wrote is what anybody reads
+/// of them, every byte, under whatever name it is.
+fn sixty_four_clients(mode: Passthrough) {
+    const CLIENTS: usize = 64;
+    const FILES: usize = 10;
+    let lab = Lab::new();
+    let mount = lab.mount(&lab.dirs(4)).passthrough(mode).start();
+    for dir in ["made", "moved"] {
+        std::fs::create_dir(mount.path(dir)).unwrap();
+    }
+    // Of each file its own: its bytes, and how many there are.
+    let content =
+        |t: usize, i: usize| common::pattern((t * FILES + i + 1) as u64, 1 + (t * 8191 + i * 4099) % 30_000);
+    let (made, moved) = (
+        |t, i| mount.path("made").join(ranked(t, t * FILES + i)),
+        |t, i| mount.path(format!("moved/{t}-{i}.pt")),
+    );
+    let check = |path: &Path, t: usize, i: usize, fd: R<OwnedFd>| {
+        let fd = fd.unwrap_or_else(|e| panic!("open {}: {e}", path.display()));
+        let read = sys::pread(&fd, 32_768, 0).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
+        assert!(read == content(t, i), "{} has other bytes, {} of them", path.display(), read.len());
+    };
+    // How many of each client's files are under their last name; odd ones are removed when the next is.
+    let done: Vec<_> = (0..CLIENTS).map(|_| AtomicUsize::new(0)).collect();
+    together(CLIENTS, |t| {
+        let mut dice = Dice(0x5eed + t as u64);
+        for i in 0..FILES {
+            let (before, after) = (made(t, i), moved(t, i));
+            let fd = sys::open(&before, O_RDWR | O_CREAT | O_EXCL, 0o644).unwrap();
+            assert_eq!(sys::write(&fd, &content(t, i)), Ok(content(t, i).len()));
+            check(&before, t, i, Ok(fd));
+            check(&before, t, i, sys::open(&before, O_RDONLY, 0));
+            sys::rename(&before, &after).unwrap();
+            assert_eq!(sys::lstat(&before).map(drop), Err(Errno::ENOENT), "the name it had");
+            check(&after, t, i, sys::open(&after, O_RDONLY, 0));
+            if i % 2 == 0 && i > 0 {
+                sys::unlink(moved(t, i - 1)).unwrap();
+            }
+            done[t].store(i + 1, SeqCst);
+            // Somebody else's, which stays.
+            let other = dice.roll(CLIENTS);
+            if let Some(last) = done[other].load(SeqCst).checked_sub(1) {
+                let i = dice.roll(last / 2 + 1) * 2;
+                check(&moved(other, i), other, i, sys::open(moved(other, i), O_RDONLY, 0));
+            }
+        }
+    });
+    assert!(common::lab::names(&mount.path("made")).is_empty(), "all have moved");
+    let stays = |i: &usize| i.is_multiple_of(2) || i + 1 == FILES;
+    let all = || (0..CLIENTS).flat_map(|t| (0..FILES).filter(stays).map(move |i| (t, i)));
+    let mut expected: Vec<_> = all().map(|(t, i)| format!("{t}-{i}.pt")).collect();
+    expected.sort();
+    assert_eq!(common::lab::names(&mount.path("moved")), expected);
+    for (t, i) in all() {
+        check(&moved(t, i), t, i, sys::open(moved(t, i), O_RDONLY, 0));
+    }
+    settled(mount);
+}
+
+#[test]
+fn sixty_four_clients_auto() {
+    sixty_four_clients(Passthrough::Auto);
+}
+
+#[test]
+fn sixty_four_clients_off() {
+    sixty_four_clients(Passthrough::Off);
 }

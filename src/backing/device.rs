@@ -25,6 +25,14 @@ pub fn block_device(st_dev: u64) -> Option<u64> {
     block_device_at(&mount.source)
 }
 
+/// The same of the file system that is mounted there.
+pub fn block_device_of(mount: &mountinfo::Mount) -> Option<u64> {
+    match mount.device {
+        (0, _) => block_device_at(&mount.source),
+        (major, minor) => Some(libc::makedev(major, minor)),
+    }
+}
+
 /// Where a file of that file system is that this process has open.
 fn path_of_open_file(st_dev: u64) -> Option<std::path::PathBuf> {
     let open = std::fs::read_dir("/proc/self/fd").ok()?.flatten().map(|entry| entry.path());

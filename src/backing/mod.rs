@@ -4,6 +4,7 @@
 //! never through its path again, so a renamed or over-mounted path changes nothing; and every access below
 //! it resolves beneath it, without symbolic links and without crossing into another mount.
 
+mod claim;
 mod device;
 mod error;
 mod health;
@@ -34,7 +35,8 @@ use uuid::Uuid;
 
 use crate::index::Slot;
 use crate::supervise::{Keeper, Tag};
-pub use device::block_device;
+pub use claim::{Claimed, claim, distinct, open_root};
+pub use device::{block_device, block_device_of};
 pub use error::SetupError;
 pub use health::{Alarm, Condition, Health, HealthCell, is_fault};
 pub use job::SavedJob;
@@ -43,7 +45,7 @@ pub use members::remember_members;
 pub use missing::Missing;
 pub use record::{Drain, SetRecord, restore};
 pub use set::{Backings, List};
-pub use setup::{Defaults, Made, prepare, prepare_one, prepare_with};
+pub use setup::{Defaults, Made, check, prepare, prepare_one, prepare_with};
 pub use space::{Limit, MinFree, Promise, Room, Space, parse_bytes};
 pub use spec::Spec;
 pub use state::State;

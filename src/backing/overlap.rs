@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 
 use super::{SetupError, mountinfo};
 
-/// Refuses overlapping paths; `place` says where a path really is.
-pub(super) fn check_overlap<P>(paths: &[PathBuf], mount_point: &Path, place: P) -> Result<(), SetupError>
-where
-    P: Fn(&Path) -> Result<PathBuf, SetupError>,
-{
-    let places: Vec<PathBuf> = paths.iter().map(|p| place(p)).collect::<Result<_, _>>()?;
-    let point = place(mount_point)?;
+/// Refuses paths of which one is in another.
+pub(super) fn check_each_other(paths: &[PathBuf]) -> Result<(), SetupError> {
+    check_places(paths, paths)
+}
+
+fn check_places(paths: &[PathBuf], places: &[PathBuf]) -> Result<(), SetupError> {
     for (i, one) in places.iter().enumerate() {
         for (j, other) in places.iter().enumerate().take(i) {
             if one == other {
@@ -28,6 +27,19 @@ where
                 return Err(SetupError::Nested(paths[j].clone(), paths[i].clone()));
             }
         }
+    }
+    Ok(())
+}
+
+/// Refuses overlapping paths; `place` says where a path really is.
+pub(super) fn check_overlap<P>(paths: &[PathBuf], mount_point: &Path, place: P) -> Result<(), SetupError>
+where
+    P: Fn(&Path) -> Result<PathBuf, SetupError>,
+{
+    let places: Vec<PathBuf> = paths.iter().map(|p| place(p)).collect::<Result<_, _>>()?;
+    let point = place(mount_point)?;
+    check_places(paths, &places)?;
+    for (i, one) in places.iter().enumerate() {
         let relation = if *one == point {
             "is the"
         } else if one.starts_with(&point) {

@@ -92,6 +92,26 @@ pub fn prepare_with(
     defaults: Defaults,
     missing: Missing,
 ) -> Result<(Vec<Backing>, Made), SetupError> {
+    let away = who_is_away(specs, missing)?;
+    prepare_all(specs, &away, mount_point, defaults, missing)
+}
+
+/// Refuses what [`prepare_with`] would, as far as that can be told without a lock or a change anywhere.
+pub fn check(specs: &[Spec], mount_point: &Path, missing: Missing) -> Result<(), SetupError> {
+    let away = who_is_away(specs, missing)?;
+    let there =
+        specs.iter().zip(away).filter(|(_, away)| away.is_none()).map(|(spec, _)| resolve(&spec.path));
+    let paths: Vec<PathBuf> = there.collect::<Result<_, _>>()?;
+    check_overlap(&paths, mount_point, |path| Ok(path.to_owned()))?;
+    paths.iter().try_for_each(|path| match fs::metadata(path) {
+        Ok(meta) if !meta.is_dir() => Err(SetupError::NotADirectory(path.clone())),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(SetupError::Io(path.clone(), e)),
+        _ => Ok(()),
+    })
+}
+
+/// The identities of the backings that will be left out.
+fn who_is_away(specs: &[Spec], missing: Missing) -> Result<Vec<Option<Uuid>>, SetupError> {
     if specs.is_empty() {
         return Err(SetupError::None);
     }
@@ -105,8 +125,7 @@ pub fn prepare_with(
             return Err(away.error);
         }
     }
-    let ids: Vec<Option<Uuid>> = away.iter().map(|away| away.as_ref().map(|away| away.id)).collect();
-    prepare_all(specs, &ids, mount_point, defaults, missing)
+    Ok(away.iter().map(|away| away.as_ref().map(|away| away.id)).collect())
 }
 
 /// Makes those ready that aren't away.

@@ -51,6 +51,11 @@ pub fn run(args: &DoctorArgs) -> ExitCode {
     }
 }
 
+/// What this machine can do, as `--json` writes it.
+pub(super) fn report() -> serde_json::Value {
+    serde_json::to_value(Report::of(&System::this_machine(), &[])).unwrap_or_default()
+}
+
 /// All that was found out.
 #[derive(Debug, Serialize)]
 struct Report {

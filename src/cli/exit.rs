@@ -7,6 +7,7 @@ use std::fmt;
 
 use crate::backing::SetupError;
 use crate::fuse::{MountError, SessionError, UnmountError};
+use crate::metrics::BindError;
 
 /// The table, for `--help`.
 pub(super) const HELP: &str = "\
@@ -16,15 +17,22 @@ Exit status:
                15 read-only file system, 16 overlaps the mount point, 17 too many,
                18 in use by another mount, 19 marker damaged or the same twice, 24 missing
   Mount point: 20 missing, 21 not empty, 22 already mounted, 23 not a directory
-  System:      30 no /dev/fuse, 31 not permitted, 32 passthrough required but not available
+  System:      30 no /dev/fuse, 31 not permitted, 32 passthrough required but not available,
+               35 metrics can't be served there
   Options:     40 unknown policy, 41 bad value
   umount:      50 not a kvfs mount, 51 busy
   backing, rebalance: 52 refused, 53 ended before all was done
   status:      60 the daemon doesn't answer
+  fsck:        as fsck(8): see kvfs fsck --help
   upgrade:     70 refused, 71 the new daemon didn't come up";
 
 /// The status of an option's value that can't be.
 pub(super) const BAD_VALUE: u8 = 41;
+
+/// The status of a backing that another mount has.
+pub(super) const IN_USE: u8 = 18;
+/// The status of a backing of the set that isn't there.
+pub(super) const MISSING: u8 = 24;
 
 /// What went wrong: a sentence for people and a number for scripts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +58,11 @@ impl Failure {
     /// An option's value that can't be.
     pub(super) fn bad_value(message: impl fmt::Display) -> Failure {
         Failure { status: BAD_VALUE, message: message.to_string() }
+    }
+
+    /// A command line that clap doesn't take.
+    pub(super) fn usage(e: &clap::Error) -> Failure {
+        Failure { status: of_usage(e), message: one_sentence(e) }
     }
 
     /// The daemon of a mount can't be asked.
@@ -103,11 +116,17 @@ impl ExitStatus for SetupError {
             SetupError::ReadOnly(_) => 15,
             SetupError::MountPoint { .. } => 16,
             SetupError::TooMany(_) | SetupError::NoSlot => 17,
-            SetupError::InUse(..) => 18,
+            SetupError::InUse(..) => IN_USE,
             SetupError::BadMarker(..) | SetupError::SameIdentity(..) => 19,
-            SetupError::Missing { .. } | SetupError::NotIt(..) => 24,
+            SetupError::Missing { .. } | SetupError::NotIt(..) => MISSING,
             SetupError::Sick(..) | SetupError::Io(..) => 1,
         }
+    }
+}
+
+impl ExitStatus for BindError {
+    fn status(&self) -> u8 {
+        35
     }
 }
 

@@ -41,7 +41,7 @@ fn job(mount: &Mount) -> Result<Option<JobStatus>, Failure> {
     ask(mount.device, &Question::Job).map_err(|e| failure(mount, e))
 }
 
-fn failure(mount: &Mount, e: AskError) -> Failure {
+pub(super) fn failure(mount: &Mount, e: AskError) -> Failure {
     match e {
         AskError::Refused(why) => Failure { status: 52, message: why },
         AskError::Io(e) => {

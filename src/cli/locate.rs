@@ -82,7 +82,10 @@ fn locate(file: &Path) -> Result<Located, Failure> {
             ))),
             Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Err(Failure {
                 status: 50,
-                message: format!("{} is not a regular file in a kvfs mount", file.display()),
+                message: format!(
+                    "{} is not a regular file in a kvfs mount, or in one with --xattrs off",
+                    file.display()
+                ),
             }),
             Err(e) => Err(Failure::other(format!("{}: {e}", file.display()))),
         }

@@ -1,19 +1,21 @@
 //! Where the log goes.
 //!
 //! What always holds: a panic anywhere is one line of the log. The level is `info`, or what `KVFS_LOG` says
-//! (`KVFS_LOG=debug`, `KVFS_LOG=kvfs::fs=trace`).
+//! (`KVFS_LOG=debug`, `KVFS_LOG=kvfs::fs=trace`), until `kvfs log` says otherwise.
 
 use std::fs::File;
 use std::path::Path;
 
 use tracing::subscriber::Interest;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::dynamic_filter_fn;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::Failure;
-use crate::config::LogTo;
+use crate::config::{LogFormat, LogTo};
 
 /// The journal's socket (sd_journal(3)).
 const JOURNAL: &str = "/run/systemd/journal/socket";
@@ -43,7 +45,7 @@ pub(super) fn describe(to: &LogTo) -> String {
 }
 
 /// Hides that a request was answered which nobody waits for any more: it was said of its drive.
-fn no_late_answers<S: tracing::Subscriber>() -> impl tracing_subscriber::Layer<S> {
+fn no_late_answers<S: tracing::Subscriber>() -> impl Layer<S> {
     let says = |meta: &tracing::Metadata<'_>| meta.target() == "fuser::reply";
     dynamic_filter_fn(move |meta, _| !says(meta) || !crate::fuse::nobody_waits()).with_callsite_filter(
         |meta| match meta.target() {
@@ -54,13 +56,29 @@ fn no_late_answers<S: tracing::Subscriber>() -> impl tracing_subscriber::Layer<S
     )
 }
 
+/// Lines of text, or of JSON.
+fn lines<S, W>(format: LogFormat, to: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(to);
+    match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    }
+}
+
 /// Starts logging.
-pub(super) fn start(to: &LogTo) -> Result<(), Failure> {
-    let filter = EnvFilter::try_from_env("KVFS_LOG").unwrap_or_else(|_| EnvFilter::new("info,fuser=error"));
-    let registry = tracing_subscriber::registry().with(filter).with(no_late_answers());
-    let lines = tracing_subscriber::fmt::layer().with_ansi(false);
+pub(super) fn start(to: &LogTo, format: LogFormat) -> Result<(), Failure> {
+    let registry = tracing_subscriber::registry().with(crate::log::filter()).with(no_late_answers());
     match to {
-        LogTo::Stderr => registry.with(lines.with_writer(std::io::stderr)).init(),
+        LogTo::Stderr => registry.with(lines(format, std::io::stderr)).init(),
+        LogTo::Journal if format == LogFormat::Json => {
+            return Err(Failure::bad_value(
+                "--log-format json: the journal has fields of its own (journalctl -o json shows them); use --log FILE",
+            ));
+        }
         LogTo::Journal => {
             let journal = tracing_journald::layer().map_err(|e| {
                 Failure::bad_value(format!("--log journal: there is no journal here ({e}); use --log FILE"))
@@ -74,7 +92,7 @@ pub(super) fn start(to: &LogTo) -> Result<(), Failure> {
                     path.display()
                 ))
             })?;
-            registry.with(lines.with_writer(std::sync::Mutex::new(file))).init();
+            registry.with(lines(format, std::sync::Mutex::new(file))).init();
         }
     }
     std::panic::set_hook(Box::new(|info| {

@@ -1,5 +1,6 @@
 //! `kvfs mount`: makes the backings ready, reads them, mounts, and serves until it's unmounted.
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -9,37 +10,68 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::background::{Parent, Side, split};
-use super::mount_args::MountArgs;
+use super::settings::{self, Resolved};
 use super::supervised::{Beginning, be_parent, by_systemd, notify};
 use super::{Failure, logging};
 use crate::backing;
-use crate::config::{LogTo, MountConfig, Publish, Supervise};
-use crate::control::{About, Context, Daemon, Drives, Jobs, Server, Upgrades};
+use crate::config::{LogFormat, LogTo, MountConfig, Publish, Supervise};
+use crate::control::{About, Context, Daemon, Drives, Jobs, Server, Upgrades, count_passed_through};
 use crate::direct::Direct;
 use crate::fs::{Fs, Options};
-use crate::fuse::{Mounted, Session, UnmountError, choose_transport};
+use crate::fuse::{Mounted, Session, UnmountError, choose_transport, detach_dead};
 use crate::index::Progress;
 use crate::io;
+use crate::metrics;
 use crate::placement::{Evidence, EvidenceConfig, Policies};
 use crate::retention;
 use crate::sandbox::{self, SandboxMode};
+use crate::supervise::Watchdog;
 
-pub(super) fn run(args: &MountArgs) -> Result<(), Failure> {
+/// `words`: a whole `kvfs mount` line, the program first.
+pub(super) fn run(words: Vec<OsString>) -> Result<(), Failure> {
+    match settings::resolve(&words) {
+        Ok(said) => mount(said),
+        // systemd starts a daemon with the unit's line each time; one that goes on doesn't depend on it.
+        Err(failure) => match by_systemd()? {
+            Some(beginning) if beginning.started().is_some() => serve_as(Err(failure), beginning),
+            _ => Err(failure),
+        },
+    }
+}
+
+/// Mounts by options that are complete.
+pub(super) fn mount(said: Resolved) -> Result<(), Failure> {
+    let args = &said.args;
     if let Some(beginning) = args.supervised.begin()? {
-        return serve_as(args, beginning);
+        return serve_as(Ok(said), beginning);
     }
     if args.foreground
         && args.supervise == Supervise::Auto
         && let Some(beginning) = by_systemd()?
     {
-        return serve_as(args, beginning);
+        return serve_as(Ok(said), beginning);
+    }
+    let point = args.mount_point()?;
+    if detach_dead(point)? {
+        eprintln!(
+            "kvfs: the mount at {} was dead, its daemon has ended without unmounting it; it's detached",
+            point.display()
+        );
     }
     let config = args.config(false)?;
     if args.foreground {
-        if args.supervise != Supervise::On {
-            return serve(&config, &args.log_to()?, &mut Beginning::alone(Parent::systemd(notify()?)));
+        // systemd knows this process and keeps nothing for it (before 254, or FileDescriptorStoreMax=0).
+        let notify = notify()?;
+        let is_parent = match args.supervise {
+            Supervise::Auto => notify.is_some(),
+            told => told == Supervise::On,
+        };
+        if !is_parent {
+            let log = args.log_to()?;
+            let mut beginning = Beginning::alone(Parent::systemd(notify));
+            return serve(&config, (&log, args.log_format), &mut beginning);
         }
-        return end_as(be_parent(None, None));
+        return end_as(be_parent(&said.words, None, None));
     }
     let log = args.log_to()?;
     let here = std::env::current_dir().ok();
@@ -47,20 +79,28 @@ pub(super) fn run(args: &MountArgs) -> Result<(), Failure> {
         Side::Parent(Ok(())) => answers(&config),
         Side::Parent(Err(failure)) => Err(failure),
         Side::Child(parent) if args.supervise != Supervise::Off => {
-            end_as(be_parent(parent.into_pipe(), here))
+            end_as(be_parent(&said.words, parent.into_pipe(), here))
         }
         Side::Child(parent) => {
             let mut beginning = Beginning::alone(parent);
-            tell(serve(&config, &log, &mut beginning), &mut beginning)
+            tell(serve(&config, (&log, args.log_format), &mut beginning), &mut beginning)
         }
     }
 }
 
 /// Serves as a daemon that is, or may be, one of several.
-fn serve_as(args: &MountArgs, mut beginning: Beginning) -> Result<(), Failure> {
-    let configured = args.config(beginning.device.is_some()).and_then(|config| Ok((config, args.log_to()?)));
-    args.supervised.let_go();
-    let served = configured.and_then(|(config, log)| serve(&config, &log, &mut beginning));
+///
+/// One that goes on does so with the words that the mount was started with: a file may have changed since.
+fn serve_as(said: Result<Resolved, Failure>, mut beginning: Beginning) -> Result<(), Failure> {
+    let supervised = said.as_ref().map(|said| said.args.supervised.clone()).unwrap_or_default();
+    let said = beginning.started().map_or(said, |words| settings::resolve(&words));
+    let configured = said.and_then(|Resolved { args, words }| {
+        let config = args.config(beginning.device.is_some())?;
+        beginning.keep_started(&words);
+        Ok((config, args.log_to()?, args.log_format))
+    });
+    supervised.let_go();
+    let served = configured.and_then(|(config, log, format)| serve(&config, (&log, format), &mut beginning));
     tell(served, &mut beginning)
 }
 
@@ -98,7 +138,11 @@ fn answers(config: &MountConfig) -> Result<(), Failure> {
     }
 }
 
-fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result<(), Failure> {
+fn serve(
+    config: &MountConfig,
+    (log, format): (&LogTo, LogFormat),
+    beginning: &mut Beginning,
+) -> Result<(), Failure> {
     let limit = raise_file_limit();
     // Before any thread: all inherit that these are waited for by one of them alone.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
@@ -108,16 +152,20 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     let no_such_gpus = evidence.check_map().map_err(Failure::bad_value)?;
     let transport = choose_transport(config.transport, beginning.survival.state.is_some())?;
     let (backings, made) = beginning.backings(config)?;
-    logging::start(log)?;
+    logging::start(log, format)?;
     crate::version::test_point("start");
     for gpu in no_such_gpus {
         tracing::warn!("--gpu-map: this server has no GPU {gpu}; what is said of it has no effect");
     }
+    // With all capabilities, for a port below 1024. One that takes over gets it later: it fails for nothing.
+    let metrics_at = config.metrics.as_ref().filter(|_| beginning.device.is_none());
+    let metrics_at = metrics_at.map(metrics::Listener::bind).transpose()?;
     // Before any thread, and after what is the operator's own: backings and log have the operator's umask.
     crate::fs::prepare_process();
     if config.sandbox == SandboxMode::Auto {
         sandbox::drop_capabilities();
     }
+    let watchdog = Watchdog::start().map_err(Failure::other)?;
     let (engine, io_engine_why) =
         io::engine(config.threads.get().min(4), &beginning.survival.lifeline).map_err(Failure::other)?;
     for backing in backings.iter().filter(|b| !b.is_locked() && !b.health.is_out()) {
@@ -139,6 +187,8 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         survival: beginning.survival.clone(),
     };
     let fs = Arc::new(Fs::new(backings, options, engine, show_progress()).map_err(Failure::other)?);
+    let looked_at = fs.clone();
+    watchdog.looks_at(move || looked_at.come_past());
     let direct = Direct::new(fs.clone(), config.direct.clone()).map_err(Failure::other)?;
     let survival = &beginning.survival;
     let session = match beginning.device.take() {
@@ -166,6 +216,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     if let Err(e) = direct.serve_socket(mounted.point.clone(), mounted.device) {
         tracing::warn!("no socket for descriptors in the mount: {e}");
     }
+    count_passed_through(&fs, mounted.device, config.metrics.is_some());
     // Whatever needs more than the daemon has from here on has been started.
     let sandbox = enter_sandbox(config.sandbox, &mounted);
     let about = About {
@@ -178,9 +229,16 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
         supervised: beginning.status(recovered, buffers),
     };
     let daemon = Daemon { fs: fs.clone(), direct: direct.clone(), jobs: jobs.clone(), upgrades, about };
-    let control = Server::start(mounted.device, move |question, fd| daemon.answer(question, fd))
+    let daemon = Arc::new(daemon);
+    let told = daemon.clone();
+    let control = Server::start(mounted.device, move |question, fd| told.answer(question, fd))
         .map_err(|e| Failure::other(format!("the control socket can't be made: {e}")))
         .inspect_err(|_| mounted.detach())?;
+    let metrics = config.metrics.clone().map(|address| {
+        let content = move || metrics::encode(&daemon.stats().0.metrics);
+        metrics::Server::start(address, metrics_at, content)
+    });
+    let metrics = metrics.transpose().map_err(Failure::other).inspect_err(|_| mounted.detach())?;
     let running = session.serve().inspect_err(|_| mounted.detach())?;
     let evictor = retention::start(fs.retention.clone(), fs.clone())
         .map_err(Failure::other)
@@ -213,7 +271,7 @@ fn serve(config: &MountConfig, log: &LogTo, beginning: &mut Beginning) -> Result
     drives.stop();
     jobs.stop();
     direct.shutdown();
-    drop(control);
+    drop((control, metrics));
     fs.retention.stop();
     let _ = evictor.join();
     fs.end_checkpoints();

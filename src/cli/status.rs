@@ -60,7 +60,8 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
     failure.map_or(Ok(()), Err)
 }
 
-fn chosen(point: Option<&PathBuf>) -> Result<Vec<Mount>, Failure> {
+/// The mounts that are asked about: one, or all.
+pub(super) fn chosen(point: Option<&PathBuf>) -> Result<Vec<Mount>, Failure> {
     let ours = |mount: &Mount| mount.fs_type == FS_TYPE;
     let Some(point) = point else {
         return Ok(mounts().map_err(Failure::other)?.into_iter().filter(ours).collect());
@@ -228,6 +229,9 @@ fn show(out: &mut impl Write, s: &Status) -> io::Result<()> {
     for problem in s.index.problems.iter().take(5) {
         writeln!(out, "  not shown: {problem}")?;
     }
+    for warning in &s.warnings {
+        writeln!(out, "  warning: {warning}")?;
+    }
     if let Some(panics) = s.ops.get("panics").filter(|n| **n > 0) {
         writeln!(out, "  {panics} requests failed by a fault in kvfs (panics); see the log and report them")?;
     }
@@ -290,7 +294,7 @@ pub(super) fn bytes(n: u64) -> String {
     if *unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
 }
 
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     match (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
         (0, 0, 0, s) => format!("{s} s"),
         (0, 0, m, s) => format!("{m} min {s} s"),

@@ -97,6 +97,18 @@ impl Beginning {
         Ok((backings, Made::default()))
     }
 
+    /// The words that the mount was started with, if a daemon before has kept them.
+    pub(super) fn started(&self) -> Option<Vec<OsString>> {
+        self.survival.state.as_ref().filter(|_| self.device.is_some())?.started()
+    }
+
+    /// Keeps them for daemons after this one.
+    pub(super) fn keep_started(&self, words: &[OsString]) {
+        if self.survival.state.as_ref().is_some_and(|state| !state.keep_started(words)) {
+            tracing::warn!("there's no room to keep the options; a daemon after this one reads them anew");
+        }
+    }
+
     /// This daemon is about to be ready: that's what became of an upgrade.
     pub(super) fn settle_upgrade(&self) {
         let state = self.survival.state.as_ref().filter(|state| state.is_recovered());
@@ -186,7 +198,12 @@ pub(super) fn by_systemd() -> Result<Option<Beginning>, Failure> {
 }
 
 /// Becomes the parent of the daemons that serve the mount. The exit status of the last one.
-pub(super) fn be_parent(ready: Option<OwnedFd>, started_in: Option<PathBuf>) -> Result<u8, Failure> {
+/// `said`: the line that the mount is started with.
+pub(super) fn be_parent(
+    said: &[OsString],
+    ready: Option<OwnedFd>,
+    started_in: Option<PathBuf>,
+) -> Result<u8, Failure> {
     // What is kept is open here.
     super::mount::raise_file_limit();
     let executable = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
@@ -199,8 +216,8 @@ pub(super) fn be_parent(ready: Option<OwnedFd>, started_in: Option<PathBuf>) -> 
     if let Some(dir) = started_in {
         ours.extend(["--started-in".into(), dir.into()]);
     }
-    // Behind the subcommand: what the operator wrote may end with `--` and paths.
-    let mut words: Vec<OsString> = std::env::args_os().collect();
+    // Behind the subcommand: the line may end with `--` and paths.
+    let mut words = said.to_vec();
     let at = words.len().min(2);
     words.splice(at..at, ours);
     let text = |word: OsString| CString::new(word.into_vec()).map_err(Failure::other);

@@ -7,10 +7,10 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::PathBuf;
 
-use clap::{Arg, ArgMatches, CommandFactory, Parser};
+use clap::{Arg, ArgMatches, CommandFactory};
 use serde::{Deserialize, Serialize};
 
-use super::{Cli, Command, Failure};
+use super::{Cli, Failure, settings};
 use crate::config::backing_specs;
 use crate::version;
 
@@ -90,11 +90,23 @@ fn sentence(e: clap::Error) -> String {
     super::exit::one_sentence(&e)
 }
 
+/// Which of these options have other values in the line `then` than the mount has, by its own line.
+pub(super) fn differing(
+    mount: &[OsString],
+    then: &[OsString],
+    names: &[String],
+) -> Result<Vec<String>, String> {
+    let only = |line| {
+        let Options(mut all) = Options::of(line)?;
+        all.retain(|(name, _)| names.contains(name));
+        Ok::<_, String>(Options(all))
+    };
+    Ok(only(mount)?.differing(&only(then)?).collect())
+}
+
 /// Whether a daemon that takes over could be started with these words.
 fn check(words: &[OsString]) -> Result<(), String> {
-    let cli = Cli::try_parse_from(words).map_err(sentence)?;
-    let Command::Mount(args) = &cli.command else { return Err("it's no mount".into()) };
-    args.check_serving().map_err(|failure| failure.message)
+    settings::resolve(words).and_then(|said| said.args.check_serving()).map_err(|failure| failure.message)
 }
 
 /// The options of a mount as this kvfs understands them: names and values, those that weren't given too.
@@ -103,14 +115,15 @@ struct Options(Vec<(String, String)>);
 impl Options {
     /// Of a whole `kvfs mount` line.
     fn of(words: &[OsString]) -> Result<Options, String> {
-        let matches = Cli::command().try_get_matches_from(words).map_err(sentence)?;
+        let said = settings::resolve(words).map_err(|failure| failure.message)?;
+        let matches = Cli::command().try_get_matches_from(&said.words).map_err(sentence)?;
         let mount = matches.subcommand_matches("mount").ok_or("it's no mount")?;
         let command = Cli::command();
         let known = command.find_subcommand("mount").into_iter().flat_map(|mount| mount.get_arguments());
         // Where the mount is and who looks on is no matter of how it behaves.
         let counts = |arg: &&Arg| {
             let name = arg.get_id().as_str();
-            !arg.is_hide_set() && !["mount_point", "foreground", "help"].contains(&name)
+            !arg.is_hide_set() && !["mount_point", "foreground", "fsname", "help"].contains(&name)
         };
         let option =
             |arg: &Arg| (arg.get_id().as_str().replace('_', "-"), value(mount, arg.get_id().as_str()));

@@ -3,14 +3,18 @@
 //! What always holds: the socket belongs to the mount's owner alone (mode 0600 in a directory of theirs), and both
 //! ends make sure that the other is root or that owner; it's
 //! found by the mount's device number, so nobody has to touch the mount to ask about it; one question, one
-//! answer, each one line of JSON.
+//! answer, each one line of JSON. An answer of many parts is a line for each, and one that says that it was the last.
 
 mod daemon;
 mod drives;
 mod jobs;
+mod listing;
+mod passed;
 mod passing;
 mod server;
+mod stats;
 mod status;
+mod stream;
 mod upgrade;
 
 use std::io::{self, BufRead, BufReader, Write};
@@ -25,10 +29,14 @@ use serde::{Deserialize, Serialize};
 pub use daemon::Daemon;
 pub use drives::Drives;
 pub use jobs::{Context, JobKind, JobState, JobStatus, Jobs, Order, Removal};
+pub use listing::{Listed, ListedKind, Name, Page, Wanted, each_listed};
+pub use passed::count_passed_through;
 pub use server::Server;
+pub use stats::Stats;
 pub use status::{
     About, BackingStatus, HealthStatus, IndexStatus, PassthroughStatus, RuleStatus, Status, Supervised,
 };
+pub use stream::{Given, Parts, Writer, ask_each};
 pub use upgrade::{Running, Successor, Upgrades};
 
 /// A question or an order.
@@ -37,6 +45,11 @@ pub use upgrade::{Running, Successor, Upgrades};
 pub enum Question {
     /// How is it? Answered by a [`Status`].
     Status,
+    /// What has it counted? Answered by [`Stats`].
+    Stats {
+        /// And how is it?
+        status: bool,
+    },
     /// Make room. Answered by an [`EvictPlan`](crate::retention::EvictPlan); the work is done later.
     Evict {
         /// Only say what would go.
@@ -55,6 +68,44 @@ pub enum Question {
     /// Hand over to the executable that comes with this. Answered by null, or not at all: from then on the status
     /// tells what came of it.
     Upgrade(Successor),
+    /// What is in a directory, or which file is this? Answered by a [`Page`].
+    List {
+        /// The path in the mount; empty for its root.
+        path: Name,
+        /// Where to go on in a directory.
+        from: u32,
+        /// What is to be told.
+        wanted: Wanted,
+    },
+    /// Remove the copy of this path that a backing has beside the file. Answered by null.
+    DropShadow {
+        /// The path in the mount.
+        path: Name,
+        /// The backing.
+        slot: u8,
+    },
+    /// What the scan at the start couldn't read? Answered by a list of [`Unread`].
+    Unread,
+    /// What is done, as it's done? Answered by many [`Event`](crate::trace::Event), until whoever asks goes.
+    Trace(crate::trace::Filter),
+    /// What is logged? With a filter: log this from now on. Answered by what is logged then.
+    Log {
+        /// A level, or filters as `KVFS_LOG` has them.
+        filter: Option<String>,
+    },
+}
+
+/// Something that a scan couldn't read, or that isn't shown.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Unread {
+    /// On which backing.
+    pub slot: u8,
+    /// The path, for people.
+    pub path: String,
+    /// What's wrong with it.
+    pub what: String,
+    /// It can be read, but something else has its path.
+    pub is_hidden: bool,
 }
 
 /// What comes back: what was asked for, or a sentence that says why not.
@@ -63,6 +114,8 @@ pub enum Question {
 enum Answer {
     Done(serde_json::Value),
     Refused(String),
+    /// One of many.
+    Part(serde_json::Value),
 }
 
 /// Why a daemon gives no answer.
@@ -140,6 +193,18 @@ pub fn ask_with<T: DeserializeOwned>(
     question: &Question,
     fd: Option<BorrowedFd<'_>>,
 ) -> Result<T, AskError> {
+    let stream = put(device, question, fd)?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    match serde_json::from_str(&answer)? {
+        Answer::Done(value) => Ok(serde_json::from_value(value)?),
+        Answer::Refused(why) => Err(AskError::Refused(why)),
+        Answer::Part(_) => Err(io::Error::other("more than one answer").into()),
+    }
+}
+
+/// Puts a question.
+fn put(device: (u32, u32), question: &Question, fd: Option<BorrowedFd<'_>>) -> Result<UnixStream, AskError> {
     let mut stream = UnixStream::connect(socket_path(device))?;
     if !peer(&stream).is_some_and(is_trusted) {
         return Err(io::Error::other("somebody else's process answers for this mount").into());
@@ -150,10 +215,5 @@ pub fn ask_with<T: DeserializeOwned>(
     line.push('\n');
     let sent = passing::send(&stream, line.as_bytes(), fd)?;
     stream.write_all(&line.as_bytes()[sent..])?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer)?;
-    match serde_json::from_str(&answer)? {
-        Answer::Done(value) => Ok(serde_json::from_value(value)?),
-        Answer::Refused(why) => Err(AskError::Refused(why)),
-    }
+    Ok(stream)
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::passing::Reader;
-use super::{Answer, PATIENCE, Question, is_trusted, peer, runtime_dir, socket_path};
+use super::{Answer, Given, PATIENCE, Parts, Question, is_trusted, peer, runtime_dir, socket_path};
 
 /// Questions that are answered at a time.
 const MOST: usize = 16;
@@ -32,7 +32,7 @@ impl Server {
     /// descriptor may come.
     pub fn start(
         device: (u32, u32),
-        answer: impl Fn(Question, Option<OwnedFd>) -> Result<serde_json::Value, String> + Send + Sync + 'static,
+        answer: impl Fn(Question, Option<OwnedFd>) -> Result<Given, String> + Send + Sync + 'static,
     ) -> io::Result<Server> {
         runtime_dir()?;
         let path = socket_path(device);
@@ -98,7 +98,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 fn converse(
     stream: UnixStream,
-    answer: &dyn Fn(Question, Option<OwnedFd>) -> Result<serde_json::Value, String>,
+    answer: &dyn Fn(Question, Option<OwnedFd>) -> Result<Given, String>,
 ) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -106,7 +106,18 @@ fn converse(
     let reader = Reader { stream: &stream, fd: &mut fd };
     BufReader::new(reader).take(LONGEST).read_line(&mut line)?;
     let answer = match serde_json::from_str(&line) {
-        Ok(question) => answer(question, fd).map_or_else(Answer::Refused, Answer::Done),
+        Ok(question) => match answer(question, fd) {
+            Ok(Given::One(answer)) => Answer::Done(answer),
+            Ok(Given::Many(write)) => {
+                let mut parts = Parts::to(&stream);
+                match write(&mut parts) {
+                    Ok(()) => return parts.end(),
+                    // Of a reader that's gone, or too slow, nothing will be heard anyway.
+                    Err(e) => Answer::Refused(e.to_string()),
+                }
+            }
+            Err(why) => Answer::Refused(why),
+        },
         Err(e) => Answer::Refused(format!("this daemon doesn't know the question: {e}")),
     };
     let mut answer = serde_json::to_string(&answer)?;

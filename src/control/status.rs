@@ -83,6 +83,9 @@ pub struct Status {
     /// The last upgrade.
     #[serde(default)]
     pub last_upgrade: Option<Handover>,
+    /// What an operator should know of its clients.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Requests so far, by operation, and `panics`.
     pub ops: BTreeMap<String, u64>,
 }
@@ -167,6 +170,11 @@ pub struct HealthStatus {
 }
 
 impl HealthStatus {
+    /// Whether the drive answers, be it that it takes no changes.
+    pub fn answers(&self) -> bool {
+        self.state == Health::ReadOnly.name()
+    }
+
     fn of(backing: &Backing, open_files: u64) -> Option<HealthStatus> {
         let Condition { health, since, hindrance } = backing.health.condition();
         let since = since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -290,6 +298,7 @@ impl Status {
             last_upgrade: None,
             direct: direct.status(),
             supervised: about.supervised.clone(),
+            warnings: fs.metrics.random_names.warnings(),
             ops: fs.counters.all().map(|(name, n)| (name.to_owned(), n)).collect(),
         }
     }
@@ -317,7 +326,7 @@ fn overall(backings: &[BackingStatus]) -> PassthroughStatus {
 
 /// Whether nothing is known of how its data would move.
 fn is_out(backing: &BackingStatus) -> bool {
-    backing.health.as_ref().is_some_and(|health| health.state != Health::ReadOnly.name())
+    backing.health.as_ref().is_some_and(|health| !health.answers())
 }
 
 fn backing(backing: &Backing, files: u64, open_files: u64) -> BackingStatus {

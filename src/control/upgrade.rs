@@ -73,12 +73,12 @@ impl Upgrades {
 
     /// What a successor has to know, or why there can't be one.
     pub fn running(&self) -> Result<Running, String> {
-        self.state()?;
+        let state = self.state()?;
         Ok(Running {
             version: version::described().into(),
             state_version: version::state_version(),
             dir: started_in().or_else(|| std::env::current_dir().ok()).unwrap_or_else(|| "/".into()),
-            words: std::env::args_os().collect(),
+            words: state.started().unwrap_or_else(|| std::env::args_os().collect()),
         })
     }
 

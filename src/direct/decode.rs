@@ -25,6 +25,11 @@ pub(crate) enum Command<'a> {
     LookupPrefix(Prefix, Vec<&'a [u8]>),
 }
 
+/// Whether a command asks which names there are.
+pub(crate) fn looks_names_up(cmd: u32) -> bool {
+    (cmd >> 8) as u8 == abi::MAGIC && cmd & 0xff == u32::from(nr::LOOKUP_PREFIX)
+}
+
 /// Reads the argument of the ioctl `cmd`; `out` is how many bytes the caller takes back.
 ///
 /// `ENOTTY`: not one of ours. `EINVAL`: malformed. `E2BIG`: of a later version, with something set that this

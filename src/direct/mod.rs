@@ -41,6 +41,7 @@ use crate::shares::Shares;
 use crate::supervise;
 use buffer::{Buffers, Quota};
 use deadline::Deadlines;
+pub(crate) use decode::looks_names_up;
 use decode::{Command, decode};
 use gpu::{GpuOptions, Gpus};
 use host::HostEngine;
@@ -88,6 +89,19 @@ impl Default for DirectOptions {
             buffers: 1024,
             buffer_bytes: 1 << 40,
         }
+    }
+}
+
+/// How many ops the argument of a call asks for, when it's read as the daemon reads it; 0 where it's no SUBMIT.
+/// For the benchmark of just that (`bench/criterion/abi.rs`).
+///
+/// # Errors
+/// The errno that the client would get.
+#[doc(hidden)]
+pub fn ops_of(command: u32, argument: &[u8]) -> Result<usize, Errno> {
+    match decode(command, argument, argument.len() as u32)? {
+        Command::Submit(_, ops) => Ok(ops.len()),
+        _ => Ok(0),
     }
 }
 

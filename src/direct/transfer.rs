@@ -5,6 +5,7 @@
 //! is that op's result, and no other's.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
@@ -18,6 +19,8 @@ use super::owner::Owner;
 use super::query::MAX_IO;
 use super::{Asked, Direct, Target};
 use crate::fs::{Fs, Pinned};
+use crate::index::Slot;
+use crate::metrics::Mover;
 use crate::supervise::{HandedOver, hand_over};
 
 /// The files of a call, each pinned once.
@@ -93,12 +96,15 @@ impl Direct {
         let counts = self.counts.clone();
         let directions: Vec<_> = ops.iter().map(direction).collect();
         let told = directions.clone();
-        let direct = self.clone();
+        let slots: Arc<[AtomicU8]> = ops.iter().map(|_| AtomicU8::new(NOWHERE)).collect();
+        let (direct, at_slots) = (self.clone(), slots.clone());
         let call = self.deadlines.call(
             ops.len(),
             Box::new(move |outcome| {
-                for (direction, result) in told.iter().zip(&outcome.results) {
-                    counts.op(direction.unwrap_or(Direction::Read), *result);
+                for ((direction, result), slot) in told.iter().zip(&outcome.results).zip(&*at_slots) {
+                    let direction = direction.unwrap_or(Direction::Read);
+                    counts.op(direction, *result);
+                    direct.count_moved(direction, slot.load(Relaxed), *result);
                 }
                 direct.crash_point(&asked, "transfer after");
                 answer(asked, outcome);
@@ -113,10 +119,24 @@ impl Direct {
                 Err(errno) => call.ticket(at).end(-i64::from(errno.raw_os_error()), Path::None),
                 // Nothing to move, and nothing wrong.
                 Ok(_) if op.length == 0 => call.ticket(at).end(0, Path::None),
-                Ok(ready) => self.start(ready, &call, at, &mut host, &mut gpu),
+                Ok(ready) => {
+                    slots[at].store(ready.file.slot().0, Relaxed);
+                    self.start(ready, &call, at, &mut host, &mut gpu);
+                }
             }
         }
         self.hand_over(host, gpu);
+    }
+
+    /// Bytes count for the file's backing.
+    fn count_moved(&self, direction: Direction, slot: u8, result: i64) {
+        let Ok(bytes) = u64::try_from(result) else { return };
+        let (metrics, slot) = (&self.fs.metrics, Slot(slot));
+        match direction {
+            _ if slot.0 == NOWHERE => {}
+            Direction::Read => metrics.read(Mover::Direct, slot, bytes),
+            Direction::Write => metrics.written(Mover::Direct, slot, bytes),
+        }
     }
 
     /// Everything that an op needs, if it may have it.
@@ -211,6 +231,9 @@ impl Drop for AtWork {
         }
     }
 }
+
+/// No slot.
+const NOWHERE: u8 = u8::MAX;
 
 /// An op that may run.
 struct Ready {

@@ -26,6 +26,11 @@ pub fn here() -> Arc<Place> {
     HERE.with(Arc::clone)
 }
 
+/// The backing that the calling thread is at.
+pub fn place() -> Option<Slot> {
+    HERE.with(|here| here.slot())
+}
+
 /// The calling thread is about to ask a backing.
 pub(super) fn at(slot: Slot) {
     HERE.with(|here| here.0.store(slot.0 + 1, Relaxed));

@@ -4,7 +4,6 @@
 //! its names alone; a file that was there before sizes were counted is counted when it's looked up, or in the
 //! background. Nothing is asked of a disk where nothing is counted.
 
-use hashbrown::HashSet;
 use rustix::fs::Statx;
 
 use super::attr::stat_fd;
@@ -33,7 +32,7 @@ impl Fs {
         if stat.stx_nlink > 0 {
             let (bytes, backing) = (taken(&stat, self.is_shared(slot)), self.backing(slot));
             let index = self.index.read();
-            index.set_node_size(slot, ino, bytes);
+            index.count_changed(slot, ino, stat.stx_nlink, bytes);
             if let Ok(backing) = backing {
                 backing.space.set_used(|| index.bytes_on(slot));
             }
@@ -44,7 +43,7 @@ impl Fs {
     pub(super) fn count_truncated(&self, slot: Slot, ino: PackedIno, stat: &Statx) {
         let index = self.index.read();
         if index.is_counting() && stat.stx_nlink > 0 {
-            index.set_node_size(slot, ino, taken(stat, self.is_shared(slot)));
+            index.count_changed(slot, ino, stat.stx_nlink, taken(stat, self.is_shared(slot)));
         }
     }
 
@@ -54,36 +53,26 @@ impl Fs {
             return;
         }
         let Some(Node::File(slot, ino)) = open.node.node() else { return };
-        match stat_fd(&open.fd) {
-            Ok(stat) if stat.stx_nlink > 0 => {
-                let index = self.index.read();
-                let bytes = taken(&stat, self.is_shared(slot));
-                if !index.set_node_size(slot, ino, bytes)
-                    && let Some(entry) = index.find_node(slot, ino)
-                {
-                    index.set_size(entry, bytes);
-                }
-            }
-            _ => {}
+        let Ok(stat) = stat_fd(&open.fd) else { return };
+        let index = self.index.read();
+        if stat.stx_nlink > 0 {
+            index.count_by_any_name(slot, ino, taken(&stat, self.is_shared(slot)));
+        } else {
+            index.count_no_more(open.node);
         }
     }
 
     /// Counts a file that was just asked about, if it hasn't been yet.
     pub(super) fn count_found(&self, entry: EntryId, file: FileRef, stat: &Statx) {
         let index = self.index.read();
-        if index.is_counting()
-            && stat.stx_nlink == 1
-            && index.live(entry) == Some(What::File(file))
-            && index.size(entry) == 0
-        {
-            index.set_size(entry, taken(stat, self.is_shared(file.slot)));
+        if index.is_counting() && index.live(entry) == Some(What::File(file)) && index.size(entry) == 0 {
+            index.count_found(entry, stat.stx_nlink, taken(stat, self.is_shared(file.slot)));
         }
     }
 
     /// Counts the files in a directory and below that have no size yet.
     pub(super) fn count_below(&self, top: DirId) {
         let mut todo = vec![top];
-        let mut several_names = HashSet::new();
         while let Some(dir) = todo.pop() {
             let mut from = 0;
             loop {
@@ -100,14 +89,7 @@ impl Fs {
                         What::Dir(below) => todo.push(below),
                         What::File(file) if file.kind == Kind::File && size == 0 => {
                             let Ok((stat, _)) = self.statx_entry(dir, &name, file) else { continue };
-                            if stat.stx_nlink > 1 && !several_names.insert(file.node()) {
-                                continue;
-                            }
-                            let index = self.index.read();
-                            // A file that was written meanwhile has its size.
-                            if index.live(entry) == Some(What::File(file)) && index.size(entry) == 0 {
-                                index.set_size(entry, taken(&stat, self.is_shared(file.slot)));
-                            }
+                            self.count_found(entry, file, &stat);
                         }
                         What::File(_) => {}
                     }

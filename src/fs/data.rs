@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::{Error, Fs, NodeId, Result};
 use crate::index::Node;
-use crate::io::{ReadDone, WriteDone};
+use crate::io::{Payload, ReadDone, WriteDone};
 use crate::supervise::is_sent_again;
 
 /// What `lseek` looks for.
@@ -30,13 +30,13 @@ impl Fs {
     }
 
     /// Writes; `done` is told, perhaps on another thread.
-    pub fn write(&self, fh: u64, offset: u64, data: &[u8], done: WriteDone) {
+    pub fn write(&self, fh: u64, offset: u64, data: Payload, done: WriteDone) {
         match self.io_file(fh) {
             // What a daemon before had begun of it mustn't land on what is written next.
             Ok(file) if is_sent_again() && self.lifeline.is_awaited() => {
-                let (engine, data) = (self.engine.clone(), data.to_vec());
+                let engine = self.engine.clone();
                 self.lifeline.after(move |ended| match ended {
-                    true => engine.write(file, offset, &data, done),
+                    true => engine.write(file, offset, data, done),
                     false => done(Err(Errno::IO.into())),
                 });
             }
@@ -45,14 +45,19 @@ impl Fs {
         }
     }
 
+    /// Something was written to a file that was given up before.
+    pub fn written_late(&self, node: NodeId) {
+        self.open.doubt(node);
+    }
+
     /// Writes what was changed through a mapping: it belongs where it is, whatever way the file is open.
-    pub fn write_back(&self, fh: u64, offset: u64, data: &[u8], done: WriteDone) {
+    pub fn write_back(&self, fh: u64, offset: u64, data: Payload, done: WriteDone) {
         let handle = match self.handle_of(fh) {
             Ok(handle) if handle.appends => handle,
             _ => return self.write(fh, offset, data, done),
         };
         let written = handle.node.writable().map_err(|e| e.errno().into()).and_then(|fd| {
-            let mut done = 0;
+            let (data, mut done) = (data.bytes(), 0);
             while done < data.len() {
                 match rustix::io::pwrite(fd, &data[done..], offset + done as u64)? {
                     0 => return Err(Errno::IO.into()),

@@ -18,7 +18,7 @@ use super::attr::stat_fd;
 use super::open::{Handle, OpenNode, birth_from};
 use super::publish::{Last, PATIENCE, PublishStatus, Writer, is_killed};
 use super::readdir::{DirEntry, DirEntryPlus};
-use super::{Caller, DirFd, Entry, Error, Fs, NodeId, Opened, Result, proc_path};
+use super::{Caller, DirFd, Entry, Error, Fs, NodeId, OpenDir, Opened, Result, proc_path};
 use crate::backing::Backing;
 use crate::backing::unclosed::{Content, Unclosed};
 use crate::index::{Node, PackedIno, Slot, What};
@@ -139,34 +139,40 @@ impl Fs {
                 Some((_, What::File(file))) if self.publish.is_hidden(file.node()))
     }
 
-    /// Lists a directory for a thread.
+    /// Lists a directory for a thread, by a handle with this code. Whether the kernel may take what it was told for
+    /// the whole listing, should there be nothing more.
     pub fn readdir_for(
         &self,
         tid: u32,
-        node: NodeId,
+        (node, handle): (NodeId, u64),
         offset: u64,
-        mut add: impl FnMut(DirEntry<'_>) -> bool,
-    ) -> Result<()> {
-        let who = self.list_as(tid);
-        self.readdir(node, offset, |entry| !self.is_hidden_in(entry.node, who) && add(entry))
+        add: impl FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<bool> {
+        let (who, mut hides) = (self.list_as(tid), false);
+        let shown = |node| !self.is_hidden_in(node, who, &mut hides);
+        self.readdir(node, offset, OpenDir::may_keep(handle), shown, add)?;
+        Ok(self.may_be_whole(node, handle, hides))
     }
 
     /// The same with attributes.
     pub fn readdirplus_for(
         &self,
         tid: u32,
-        node: NodeId,
+        (node, handle): (NodeId, u64),
         offset: u64,
         mut add: impl FnMut(&DirEntryPlus) -> bool,
-    ) -> Result<()> {
-        let who = self.list_as(tid);
-        self.readdirplus(node, offset, |entry| {
-            let hidden = self.is_hidden_in(entry.attr.node, who);
+    ) -> Result<bool> {
+        let (who, mut hides) = (self.list_as(tid), false);
+        let shown = |node| !self.is_hidden_in(node, who, &mut hides);
+        self.readdirplus(node, offset, OpenDir::may_keep(handle), shown, |entry| {
+            // Its name may stand for another file by now.
+            let hidden = self.is_hidden_in(entry.attr.node, who, &mut false);
             if hidden {
                 self.untold(entry);
             }
             !hidden && add(entry)
-        })
+        })?;
+        Ok(self.may_be_whole(node, handle, hides))
     }
 
     /// Who lists: found out before the index is locked.
@@ -174,8 +180,11 @@ impl Fs {
         self.publish.is_on().then(|| self.writer(tid))
     }
 
-    fn is_hidden_in(&self, node: NodeId, who: Option<Writer>) -> bool {
-        who.is_some_and(|who| self.publish.hides(node, || who))
+    /// Whether the file is hidden from who lists; `hides`: from anybody.
+    fn is_hidden_in(&self, node: NodeId, who: Option<Writer>, hides: &mut bool) -> bool {
+        let hidden = self.publish.is_hidden(node);
+        *hides |= hidden;
+        hidden && who.is_some_and(|who| self.publish.hides(node, || who))
     }
 
     /// A file is about to be made in this directory by somebody who writes it. `None` where it's not hidden.
@@ -364,6 +373,7 @@ impl Fs {
             Last::Whole(records) => {
                 self.forget_records(slot, records);
                 self.publish.show(node);
+                self.changed_for_others(node);
             }
             Last::Torn => self.drop_torn(node, slot),
         }
@@ -401,6 +411,7 @@ impl Fs {
         let record = self.note(slot, ino, node, writers.first().copied().unwrap_or_default());
         list.sync().map_err(|e| Error::on(slot)(errno(e)))?;
         self.publish.hide(node, 0, record, None);
+        self.changed_anywhere();
         if let Ok((dir, name, _)) = self.place_of(slot, ino) {
             // The kernel may still know its name for a moment; opening it to read fails from now on.
             self.tell_changed(dir, &name);

@@ -28,7 +28,13 @@ impl Fs {
     /// Looks a name up for a thread, and makes the kernel know its node. What was evicted may be found as a
     /// ghost: the kernel must not keep anything of it, nor of its absence.
     pub fn lookup_for(&self, tid: u32, parent: NodeId, name: &[u8]) -> Result<Entry> {
+        self.looked_up_in(parent);
         let found = self.lookup(parent, name).and_then(|found| self.shown_to(tid, found));
+        match &found {
+            Ok(_) => self.metrics.looked_up(true),
+            Err(e) if e.errno() == Errno::NOENT => self.metrics.looked_up(false),
+            Err(_) => {}
+        }
         match (&found, parent.node()) {
             (Err(e), Some(Node::Dir(dir))) if e.errno() == Errno::NOENT => {
                 self.ghosts.look_up(dir, name, tid).map_or(found, Ok)
@@ -391,8 +397,8 @@ impl Fs {
         };
         if let Ok(entry) = index.add_file(dir, name, file)? {
             index.used_at(entry, self.retention.now());
-            if index.is_counting() && stat.stx_nlink == 1 {
-                index.set_size(entry, super::counting::taken(stat, self.is_shared(*slot)));
+            if index.is_counting() {
+                index.count_found(entry, stat.stx_nlink, super::counting::taken(stat, self.is_shared(*slot)));
             }
             let others = found.iter().map(|(slot, ..)| *slot).collect::<SlotSet>();
             index.set_shadows(entry, others.without(*slot));

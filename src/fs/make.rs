@@ -97,10 +97,11 @@ impl Fs {
             drop(index);
             if let Some(decision) = place.decision {
                 self.decisions.lock().put(file.node(), decision);
+                self.note_created(caller.tid, &path, &decision);
             }
             // Under the name's lock: nobody may take it for a file that isn't open.
             let attr = self.identified(Attr::new(file.node(), &stat), &fd, b"");
-            Ok((attr, self.enter_created(file, fd, self.promise_in(dir))))
+            Ok((attr, self.enter_created(file, fd, &stat, self.promise_in(dir))))
         });
         match made {
             Ok((attr, open)) => {

@@ -6,6 +6,7 @@
 //! - the disk changes first, the index after it, both under the lock of the name (`locks`); so what the index
 //!   says was true on disk at some moment of the operation, whatever failed in between.
 
+mod asking;
 mod at;
 mod attr;
 mod copy;
@@ -22,14 +23,18 @@ mod hiding;
 mod identity;
 mod lease;
 mod link;
+mod listings;
 mod locks;
+mod look;
 mod lookup;
 mod make;
 mod members;
 mod moving;
 mod open;
+mod open_io;
 mod open_table;
 mod outage;
+mod paging;
 mod pin;
 mod prefix;
 mod publish;
@@ -52,6 +57,7 @@ mod xattr;
 
 use std::num::NonZeroUsize;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -62,11 +68,12 @@ use rustix::io::Errno;
 use crate::backing::{Alarm, Backing, Backings, List, is_reserved};
 use crate::index::{self, DirId, Index, Node, NodeId, Progress, Report, Slot, SlotSet};
 use crate::io::{BackingRegistry, Engine};
+use crate::metrics::Metrics;
 use crate::placement::{self, Candidate, Decision, Policies, Policy, Reason};
 use crate::retention::{Retention, RetentionOptions};
 use crate::supervise::{Keeper, Lifeline, State, Survival, Work};
 
-pub use at::{Place, here, nowhere};
+pub use at::{Place, here, nowhere, place};
 pub use attr::{Attr, Time};
 pub(crate) use copy::Buffer;
 pub(crate) use creds::may_open;
@@ -74,13 +81,15 @@ pub use creds::{Caller, prepare_process};
 pub use data::Whence;
 pub use error::{Error, Result};
 pub(crate) use fault::{crash_point, point as fault_point};
+pub use listings::OpenDir;
+pub use look::{Seen, SeenKind};
 pub use open::{Data, Opened};
 pub(crate) use pin::{Passage, Pinned};
 pub(crate) use prefix::Found;
 pub use publish::PublishStatus;
 pub use readdir::{DirEntry, DirEntryPlus};
 pub use recover::Recovered;
-pub(crate) use relocate::{Item, NotMoved};
+pub(crate) use relocate::{Item, NotMoved, is_temporary};
 pub use rename::RenameMode;
 pub use rules::DirRule;
 pub use setattr::{SetAttr, SetTime};
@@ -90,6 +99,7 @@ pub use tell::News;
 
 use dirs::{DirFd, Dirs};
 use ghost::Ghosts;
+use listings::Listings;
 use locks::NameLocks;
 use moving::Moving;
 use open_table::OpenTable;
@@ -168,11 +178,14 @@ pub struct Fs {
     /// Calls the watcher of the drives.
     pub(crate) alarm: Alarm,
     data_changed: OnceLock<DataChanged>,
+    /// Whether the kernel maps files that are open around its pages (FUSE_DIRECT_IO_ALLOW_MMAP, Linux 6.6).
+    maps_around: AtomicBool,
     socket: socket::Socket,
     /// How much may stay.
     pub retention: Arc<Retention>,
     ghosts: Ghosts,
     publish: Publishing,
+    listings: Listings,
     checkpoints: Arc<Checkpoints>,
     /// Where what outlives this daemon is written down.
     state: Option<Arc<State>>,
@@ -184,6 +197,8 @@ pub struct Fs {
     pub lifeline: Arc<Lifeline>,
     /// What was done and how often.
     pub counters: Counters,
+    /// How long requests took, and what they moved.
+    pub metrics: Metrics,
 }
 
 impl Fs {
@@ -249,9 +264,12 @@ impl Fs {
             moving: Moving::default(),
             alarm: Alarm::new()?,
             data_changed: OnceLock::new(),
+            maps_around: AtomicBool::new(false),
             socket: socket::Socket::default(),
             ghosts: Ghosts::new(),
             publish,
+            // What a daemon before has told the kernel, and whom, isn't known.
+            listings: Listings::new(options.on_close && matches!(lives, Lives::None)),
             checkpoints: Arc::default(),
             state,
             keeper,
@@ -259,6 +277,7 @@ impl Fs {
             work,
             lifeline,
             counters: Counters::default(),
+            metrics: Metrics::new(stats::OPS),
         })
     }
 
@@ -277,6 +296,11 @@ impl Fs {
         let _ = self.data_changed.set(Box::new(changed));
     }
 
+    /// The kernel maps files that are open around its pages.
+    pub fn set_maps_around(&self) {
+        self.maps_around.store(true, Relaxed);
+    }
+
     /// Where what outlives this daemon is written down, if anywhere, and who keeps descriptors.
     pub(crate) fn survival(&self) -> (Option<Arc<State>>, Arc<Keeper>) {
         (self.state.clone(), self.keeper.clone())
@@ -290,6 +314,11 @@ impl Fs {
     /// What the scan at the start found.
     pub fn scan_report(&self) -> &Report {
         &self.scan
+    }
+
+    /// Comes back if requests of names can be answered: nobody has the index for good.
+    pub fn come_past(&self) {
+        drop(self.index.read());
     }
 
     /// The engine for data that isn't passed through.

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::attr::stat_fd;
 use super::gate::Gate;
+use super::paging::{Way, Ways};
 use super::rules::QuotaPromise;
 use super::{Caller, DirFd, Error, Fs, NodeId, Result, proc_path};
 use crate::backing::{Passthrough, Promise};
@@ -32,7 +33,7 @@ pub(super) struct OpenNode {
     pub(super) fd: OwnedFd,
     /// The same, for what `O_PATH` can't do; `fd` itself where that was opened for writing.
     writable: OnceLock<OwnedFd>,
-    fd_is_writable: bool,
+    pub(super) fd_is_writable: bool,
     /// The same with `O_DIRECT`, for the ioctl path; `None` in it where that's refused.
     pub(super) direct: OnceLock<Option<OwnedFd>>,
     /// Which time its drive is there, from [`OpenTable::epochs`].
@@ -43,6 +44,8 @@ pub(super) struct OpenNode {
     promise: Mutex<Option<(Promise, Vec<QuotaPromise>)>>,
     /// Keeps its truncations apart from transfers of the ioctl path.
     pub(super) gate: Arc<Gate>,
+    /// How its handles use the kernel's pages.
+    pub(super) ways: Mutex<Ways>,
     /// How its data moves, decided at the first open. The lock is held while the kernel is told.
     mode: Mutex<DataMode>,
     /// The keeper has the file, because it has no name.
@@ -64,8 +67,12 @@ enum DataMode {
 pub enum Data {
     /// The kernel reads and writes the backing file with this id.
     Passthrough(u32),
-    /// Requests come to the daemon.
+    /// Requests come to the daemon; the kernel keeps pages, but none of before.
     Daemon,
+    /// The same, and those of before are right.
+    Kept,
+    /// Requests come to the daemon straight from the client's memory.
+    Around,
     /// All of them do, and the kernel keeps nothing: others write the file too.
     Uncached,
 }
@@ -88,6 +95,8 @@ pub(super) struct Handle {
     pub(super) access: i32,
     /// Only where data comes to the daemon.
     pub(super) io: Option<Arc<IoFile>>,
+    /// How it uses the kernel's pages, where those are in use.
+    pub(super) way: Option<Way>,
     /// Whether `io` puts everything at the end of the file.
     pub(super) appends: bool,
     /// Its number.
@@ -97,12 +106,14 @@ pub(super) struct Handle {
 }
 
 impl OpenNode {
+    /// A descriptor that is of more than the path, if there's one already.
+    pub(super) fn real(&self) -> Option<&OwnedFd> {
+        if self.fd_is_writable { Some(&self.fd) } else { self.writable.get() }
+    }
+
     /// A descriptor that can be written, synced and seeked; read-only where the file can't be written.
     pub(super) fn writable(&self) -> Result<&OwnedFd> {
-        if self.fd_is_writable {
-            return Ok(&self.fd);
-        }
-        if let Some(fd) = self.writable.get() {
+        if let Some(fd) = self.real() {
             return Ok(fd);
         }
         let path = proc_path(&self.fd);
@@ -120,6 +131,7 @@ impl Fs {
             return Ok(opened);
         }
         self.reach(slot)?;
+        self.is_meant(node)?;
         let room = self.open.room(caller)?;
         let using = self.still.using(node);
         if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
@@ -137,7 +149,7 @@ impl Fs {
             }
         };
         drop(using);
-        self.finish_open(open, flags, room)
+        self.finish_open(open, flags, room, false)
     }
 
     /// The file that was just created is open, by its creator's descriptor.
@@ -145,9 +157,11 @@ impl Fs {
         &self,
         file: FileRef,
         fd: OwnedFd,
+        stat: &Statx,
         quotas: Vec<QuotaPromise>,
     ) -> Arc<OpenNode> {
         let new = OpenNode::new(file.node(), file.slot, fd, true);
+        let _ = new.birth.set(birth_from(stat));
         *new.promise.lock() = self.backing(file.slot).ok().map(|backing| (backing.space.promise(), quotas));
         self.open.enter(new)
     }
@@ -160,14 +174,26 @@ impl Fs {
     /// Opens the file that was just created and entered.
     pub(super) fn finish_open_created(&self, open: Arc<OpenNode>, flags: i32, room: Share) -> Result<Opened> {
         // A new file has nothing to cut off.
-        self.finish_open(open, flags & !libc::O_TRUNC, room)
+        self.finish_open(open, flags & !libc::O_TRUNC, room, true)
     }
 
-    fn finish_open(&self, open: Arc<OpenNode>, flags: i32, room: Share) -> Result<Opened> {
+    fn finish_open(&self, open: Arc<OpenNode>, flags: i32, room: Share, new: bool) -> Result<Opened> {
         let opened = self.prepare_open(&open, flags);
         match opened {
             Ok((data, io)) => {
-                let handle = Handle::new(open, flags, io, data, room);
+                let (way, data) = match data {
+                    Data::Daemon => {
+                        let around = self.maps_around.load(Relaxed);
+                        let (way, data) = self.open.choose_way(&open, flags, new, around);
+                        (Some(way), data)
+                    }
+                    data => {
+                        // The kernel's writes to the backing don't touch what pages there are.
+                        self.open.trusted.remove(open.node);
+                        (None, data)
+                    }
+                };
+                let handle = Handle::new(open, flags, io, way, room);
                 self.keep_nameless(&handle.node);
                 let flush = self.says_closed(handle.node.slot, handle.access);
                 Ok(Opened { fh: self.open.add_handle(handle, flags)?, data, flush })
@@ -186,7 +212,7 @@ impl Fs {
         let data = self.data_of(open);
         let io = match data {
             Data::Passthrough(_) => None,
-            Data::Daemon | Data::Uncached => Some(Arc::new(self.open_io(open, flags)?)),
+            _ => Some(Arc::new(self.open_io(open, flags)?)),
         };
         Ok((data, io))
     }
@@ -217,39 +243,6 @@ impl Fs {
             _ if self.is_shared(open.slot) => Data::Uncached,
             _ => Data::Daemon,
         }
-    }
-
-    /// The descriptor of one open whose data comes to the daemon.
-    pub(super) fn open_io(&self, open: &OpenNode, flags: i32) -> Result<IoFile> {
-        // Not O_APPEND: the kernel sends the offset. Where others write too it doesn't know the end. Writers may be asked to read too: a page that is
-        // mapped and written in part is read first.
-        let access = match flags & libc::O_ACCMODE {
-            libc::O_RDONLY => OFlags::RDONLY,
-            _ => OFlags::RDWR,
-        };
-        let appends = flags & libc::O_APPEND != 0 && self.is_shared(open.slot);
-        let kept = libc::O_SYNC
-            | libc::O_DSYNC
-            | libc::O_NOATIME
-            | if appends { libc::O_APPEND } else { libc::O_DIRECT };
-        if open.fd_is_writable && flags & kept == 0 {
-            // The creator's own, which its mode (0444, say) doesn't keep from writing.
-            return Ok(IoFile::new(open.fd.try_clone()?, None));
-        }
-        let wanted = access | OFlags::from_bits_retain((flags & kept) as u32) | OFlags::CLOEXEC;
-        let path = proc_path(&open.fd);
-        let opened = rustix::fs::open(&path, wanted, Mode::empty()).or_else(|e| match e {
-            // As an ordinary user: of another's file, or of one that may only be written.
-            Errno::PERM => rustix::fs::open(&path, wanted.difference(OFlags::NOATIME), Mode::empty()),
-            Errno::ACCESS if access == OFlags::RDWR => {
-                rustix::fs::open(&path, wanted.difference(OFlags::RDWR) | OFlags::WRONLY, Mode::empty())
-            }
-            e => Err(e),
-        });
-        let fd = opened.map_err(Error::on(open.slot))?;
-        let direct = flags & kept & libc::O_DIRECT != 0;
-        let align = if direct { Some(self.backing(open.slot)?.dio_align) } else { None };
-        Ok(IoFile::new(fd, align))
     }
 
     /// The inode by one of its names, with `O_PATH`, after making sure it's the right one.
@@ -317,6 +310,9 @@ impl Fs {
         };
         let node = handle.node.clone();
         let written = handle.access != libc::O_RDONLY;
+        if let Some(way) = &handle.way {
+            self.open.leave_pages(way);
+        }
         drop(handle);
         self.was_used(&node);
         self.written(&node, written);
@@ -448,6 +444,7 @@ impl OpenNode {
             serial: SERIAL.fetch_add(1, Relaxed),
             promise: Mutex::new(None),
             gate: Arc::default(),
+            ways: Mutex::default(),
             mode: Mutex::new(DataMode::Undecided),
             kept: AtomicBool::new(false),
             forgotten: AtomicU64::new(0),
@@ -480,11 +477,11 @@ impl Handle {
         node: Arc<OpenNode>,
         flags: i32,
         io: Option<Arc<IoFile>>,
-        data: Data,
+        way: Option<Way>,
         share: Share,
     ) -> Handle {
-        let appends = flags & libc::O_APPEND != 0 && data == Data::Uncached;
-        Handle { node, access: flags & libc::O_ACCMODE, io, appends, fh: 0, share }
+        let appends = flags & libc::O_APPEND != 0 && io.is_some() && way.is_none();
+        Handle { node, access: flags & libc::O_ACCMODE, io, way, appends, fh: 0, share }
     }
 }
 

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use slab::Slab;
 
 use super::open::{Handle, OpenNode};
+use super::paging::{Trusted, Way};
 use super::{Caller, NodeId, Result};
 use crate::index::{MAX_BACKINGS, Node, Slot};
 use crate::shares::{Share, Shares};
@@ -39,6 +40,7 @@ pub(super) struct OpenTable {
     /// Inodes of files that were moved, whose nodes the kernel hasn't forgotten yet: they can't be opened any
     /// more, and their numbers can't become other files'.
     moved: Mutex<LruCache<NodeId, OwnedFd>>,
+    pub(super) trusted: Trusted,
     handles: RwLock<Slab<Arc<Handle>>>,
     /// How many handles there may be, of which each costs a few descriptors.
     shares: Arc<Shares>,
@@ -62,6 +64,7 @@ impl OpenTable {
             removed: Mutex::new(LruCache::new(idle)),
             evicted: super::evict::Held::new(idle),
             moved: Mutex::new(LruCache::new(idle)),
+            trusted: Trusted::default(),
             handles: RwLock::new(Slab::new()),
             // With its descriptors for writing and for direct I/O.
             shares: Shares::weighed("open files", handles.get(), 3),
@@ -146,7 +149,7 @@ impl OpenTable {
             return;
         }
         shard.remove(&open.node);
-        let keep = keep && open.epoch == self.epochs[open.slot.index()].load(Relaxed);
+        let keep = keep && self.is_here(&open);
         // Dropping a record closes files: not under the locks.
         let dropped =
             if keep { self.idle.lock().push(open.node, open).map(|(_, old)| old) } else { Some(open) };
@@ -154,8 +157,14 @@ impl OpenTable {
         drop(dropped);
     }
 
+    /// Whether its drive is there since it was opened.
+    pub(super) fn is_here(&self, open: &OpenNode) -> bool {
+        open.epoch == self.epochs[open.slot.index()].load(Relaxed)
+    }
+
     /// The file was removed: nothing is kept of it for a next open.
     pub(super) fn forget_idle(&self, node: NodeId) {
+        self.trusted.remove(node);
         let dropped = self.idle.lock().pop(&node);
         drop(dropped);
     }
@@ -212,6 +221,7 @@ impl OpenTable {
         self.epochs[slot.index()].fetch_add(1, Relaxed);
         // Dropped when no lock is held.
         drop((take(&self.idle, slot), take(&self.removed, slot), take(&self.moved, slot)));
+        self.trusted.leave(slot);
         self.evicted.leave(slot);
     }
 
@@ -252,10 +262,11 @@ impl OpenTable {
         }
         handle.fh = serial << PLACE | at as u64;
         let (fh, user) = (handle.fh, handle.share.user());
+        let flags = flags as u32 | handle.way.as_ref().map_or(0, Way::recorded);
         handles.insert(Arc::new(handle));
         if let Some(state) = &self.state {
             let (node, unique) = (node.0, supervise::unique());
-            state.keep_handle(at, HandleRecord { fh, node, birth, unique, flags: flags as u32, user });
+            state.keep_handle(at, HandleRecord { fh, node, birth, unique, flags, user });
         }
         Ok(fh)
     }

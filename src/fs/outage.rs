@@ -66,6 +66,7 @@ impl Fs {
         if !is_fault(errno) {
             return;
         }
+        self.metrics.fault(slot);
         let Some(backing) = self.backings.get(slot).filter(|b| !b.health.is_out()) else { return };
         // What a read-only file system refuses is known.
         if errno != Errno::ROFS || backing.health.takes_changes() {

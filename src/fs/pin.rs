@@ -119,6 +119,7 @@ impl Pinned {
 
     /// Tells the kernel that these bytes have changed without its doing.
     pub(crate) fn data_changed(&self, offset: u64, len: u64) {
+        self.fs.open.doubt(self.node());
         if let Some(changed) = self.fs.data_changed.get() {
             // Of what the kernel passes through it keeps no pages, and asks for the size.
             let is_kept = !self.open().is_passthrough();

@@ -2,13 +2,15 @@
 //! writing handle is closed; nobody else.
 //!
 //! What always holds: a file is in this table before its name can be found, and leaves it after its record on
-//! disk was crossed out (`backing::unclosed`); the kernel keeps nothing that it was told of a file that is in
-//! it, so it asks each time. RELEASE, which says that a handle is closed, comes after close(2) has returned;
+//! disk was crossed out (`backing::unclosed`); the kernel keeps no name of a file that is in it, so it
+//! asks each time. RELEASE, which says that a handle is closed, comes after close(2) has returned;
 //! FLUSH, before that, only says that one of perhaps several descriptors goes. So after a FLUSH whoever looks
 //! for the file waits a moment for the RELEASE. A process that is killed closes its files too: FLUSH comes
 //! from the dying thread itself, and `/proc` then says what it dies of. No lock is held across a disk call.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -288,8 +290,12 @@ const EXITING: u64 = 4;
 /// (`exec_update_lock`, fs/proc/array.c): so that is read only of a thread that has no memory any more, which is
 /// one that has begun to end.
 pub(super) fn is_killed(tid: u32) -> bool {
-    let read = |file: &str| std::fs::read(format!("/proc/{tid}/{file}")).unwrap_or_default();
-    read("statm").starts_with(b"0 ") && ends_by_signal(&read("stat")).unwrap_or(false)
+    // Each close of a written file comes by here: one read, without asking for the size before.
+    let mut start = [0; 2];
+    let read = File::open(format!("/proc/{tid}/statm")).and_then(|mut file| file.read(&mut start));
+    let has_no_memory = read.is_ok_and(|count| start[..count] == *b"0 ");
+    let stat = || std::fs::read(format!("/proc/{tid}/stat")).unwrap_or_default();
+    has_no_memory && ends_by_signal(&stat()).unwrap_or(false)
 }
 
 /// The same by what `/proc/PID/stat` says. Its last field is the exit status, which is set before the files are

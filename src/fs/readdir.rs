@@ -41,17 +41,24 @@ pub struct DirEntryPlus {
 
 /// `.` and `..` come before the first entry.
 const DOTS: u64 = 2;
+/// After the last entry, where a listing `ends` at the same position whatever is in it: no entry has the number for it.
+const END: u64 = (1 << 32) + DOTS;
 /// An eviction, or the last step of a move, takes less.
 const MOMENT: Duration = Duration::from_secs(1);
+/// So many entries have their attributes at a directory's beginning. The kernel asks for all that there's room for,
+/// and later on only if somebody looks them up.
+const FIRST: usize = 16;
 /// Entries whose attributes are asked for at a time.
 const BATCH: usize = 64;
 
 impl Fs {
-    /// Lists from cookie `offset` on, until `add` says (by true) that it has no room for the entry.
-    pub fn readdir(
+    /// Lists what is `shown` from cookie `offset` on, until `add` says (by true) that it has no room for the entry.
+    pub(super) fn readdir(
         &self,
         node: NodeId,
         offset: u64,
+        ends: bool,
+        shown: impl FnMut(NodeId) -> bool,
         mut add: impl FnMut(DirEntry<'_>) -> bool,
     ) -> Result<()> {
         let dir = self.dir_of(node)?;
@@ -67,9 +74,17 @@ impl Fs {
             }
         }
         let Ok(from) = u32::try_from(offset.saturating_sub(DOTS)) else { return Ok(()) };
-        for entry in index.children(dir, from) {
-            let what = index.what(entry);
-            let next = u64::from(entry.number()) + 1 + DOTS;
+        let mut shown = shown;
+        let mut entries = index
+            .children(dir, from)
+            .map(|entry| (entry, index.what(entry)))
+            .filter(|(_, what)| shown(what.node()))
+            .peekable();
+        while let Some((entry, what)) = entries.next() {
+            let next = match ends && entries.peek().is_none() {
+                true => END,
+                false => u64::from(entry.number()) + 1 + DOTS,
+            };
             if add(DirEntry { node: what.node(), kind: what.kind(), name: index.place(entry).1, next }) {
                 break;
             }
@@ -78,25 +93,28 @@ impl Fs {
     }
 
     /// The same with attributes. Every entry that was added, but for `.` and `..`, counts as looked up.
-    pub fn readdirplus(
+    pub(super) fn readdirplus(
         &self,
         node: NodeId,
         offset: u64,
+        ends: bool,
+        mut shown: impl FnMut(NodeId) -> bool,
         mut add: impl FnMut(&DirEntryPlus) -> bool,
     ) -> Result<()> {
         let dir = self.dir_of(node)?;
-        let mut offset = offset;
+        let room = if offset == 0 { FIRST } else { BATCH };
+        let (begins, mut offset) = (offset == 0, offset);
         loop {
-            let mut batch: Vec<DirEntryPlus> = Vec::with_capacity(BATCH);
-            self.readdir(node, offset, |e| {
-                let full = batch.len() == BATCH;
+            let mut batch: Vec<DirEntryPlus> = Vec::with_capacity(room);
+            self.readdir(node, offset, ends, &mut shown, |e| {
+                let full = batch.len() == room;
                 if !full {
                     let attr = Attr::unknown(e.node, e.kind);
                     batch.push(DirEntryPlus { attr, known: false, name: e.name.to_vec(), next: e.next });
                 }
                 full
             })?;
-            let last = batch.len() < BATCH;
+            let last = batch.len() < room;
             for mut entry in batch {
                 let at = std::mem::replace(&mut offset, entry.next);
                 if at >= DOTS {
@@ -113,7 +131,7 @@ impl Fs {
                     return Ok(());
                 }
             }
-            if last {
+            if last || begins {
                 return Ok(());
             }
         }

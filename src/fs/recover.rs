@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::open::{Handle, OpenNode, birth_of};
 use super::open_table::place;
+use super::paging::Way;
 use super::{Data, Fs, NodeId, Opened, Result};
 use crate::index::{Node, Slot};
 use crate::io::{BackingRegistry, Registered};
@@ -119,7 +120,7 @@ impl Fs {
         let data = self.data_of(&open);
         let io = match data {
             Data::Passthrough(_) => None,
-            Data::Daemon | Data::Uncached => match self.open_io(&open, flags) {
+            _ => match self.open_io(&open, flags) {
                 Ok(io) => Some(Arc::new(io)),
                 Err(e) => {
                     self.unpin(open);
@@ -127,7 +128,8 @@ impl Fs {
                 }
             },
         };
-        Ok(Handle::new(open, flags, io, data, self.open.taken(record.user)))
+        let way = (data == Data::Daemon).then(|| Way::restored(open.clone(), record.flags));
+        Ok(Handle::new(open, flags, io, way, self.open.taken(record.user)))
     }
 
     fn lose(&self, record: HandleRecord, ids: &mut HashMap<u64, Registered>) {
@@ -167,6 +169,7 @@ impl Fs {
         };
         let handle = self.open.handle(fh).ok().filter(|handle| handle.node.node == node)?;
         let flush = self.says_closed(handle.node.slot, handle.access);
-        Some(Opened { fh, data: self.data_of(&handle.node), flush })
+        let data = handle.way.as_ref().map_or_else(|| self.data_of(&handle.node), Way::data);
+        Some(Opened { fh, data, flush })
     }
 }

@@ -29,7 +29,7 @@ const TEMPORARY: &[u8] = b".kvfs-move-";
 const FRESH: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// Whether a name is that of an unfinished copy.
-pub(super) fn is_temporary(name: &[u8]) -> bool {
+pub(crate) fn is_temporary(name: &[u8]) -> bool {
     name.starts_with(TEMPORARY)
 }
 

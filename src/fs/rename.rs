@@ -108,6 +108,11 @@ impl Fs {
                 _ if from == to => return Ok(()),
                 _ => self.both_changeable(source, target)?,
             }
+            self.is_no_ancestor(source.what, to.0, Errno::INVAL)?;
+            if let Some(target) = target {
+                let errno = if mode == RenameMode::Exchange { Errno::INVAL } else { Errno::NOTEMPTY };
+                self.is_no_ancestor(target.what, from.0, errno)?;
+            }
             let back = match (mode, &target) {
                 (RenameMode::Exchange, Some(target)) => target.slots,
                 _ => SlotSet::EMPTY,
@@ -134,6 +139,15 @@ impl Fs {
                     What::Dir(dir) => self.rename_dir(&names, source, dir, target),
                 },
             };
+        }
+    }
+
+    /// An error where a directory would go below itself. The kernel doesn't ask for that; and before names are locked:
+    /// who has locked a name in a directory may wait for the directory's own.
+    fn is_no_ancestor(&self, what: What, dir: DirId, errno: Errno) -> Result<()> {
+        match what {
+            What::Dir(above) if self.index.read().is_within(dir, above) => Err(errno.into()),
+            _ => Ok(()),
         }
     }
 

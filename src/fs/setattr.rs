@@ -34,6 +34,8 @@ pub struct SetAttr {
     pub gid: Option<u32>,
     /// Size, in bytes.
     pub size: Option<u64>,
+    /// Whether the file was named by a descriptor of its own, and not by a path.
+    pub is_open: bool,
     /// Last read.
     pub atime: Option<SetTime>,
     /// Last change of content.
@@ -51,6 +53,9 @@ impl Fs {
         match node.node() {
             Some(Node::File(slot, ino)) => {
                 self.changeable(slot)?;
+                if set.size.is_some() && !set.is_open {
+                    self.is_meant(node)?;
+                }
                 let _using = self.still.using(node);
                 self.moving.touch(node);
                 if set.size == Some(0) {

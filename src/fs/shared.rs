@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use super::attr::{is_mount_root, stat_at};
 use super::lookup::TRIES;
-use super::{DirFd, Fs, Node, NodeId, Result, TTL, is_reserved};
+use super::{DirFd, Fs, Node, NodeId, OpenDir, Result, TTL, is_reserved};
 use crate::index::{DirId, EntryId, FileRef, Kind, Slot, SlotSet, What, identify};
 use crate::placement::Reason;
 
@@ -45,11 +45,13 @@ impl Fs {
         !self.backings.shared().is_empty()
     }
 
-    /// How long the kernel may keep what it was told of a node and of its name.
+    /// How long the kernel may keep a node's name: it asks each time for one that is hidden from somebody.
+    pub fn name_ttl(&self, node: NodeId) -> Duration {
+        if self.publish.is_hidden(node) { Duration::ZERO } else { self.ttl(node) }
+    }
+
+    /// How long the kernel may keep what it was told of a node.
     pub fn ttl(&self, node: NodeId) -> Duration {
-        if self.publish.is_hidden(node) {
-            return Duration::ZERO;
-        }
         let shared = self.backings.shared();
         if shared.is_empty() {
             return TTL;
@@ -68,14 +70,14 @@ impl Fs {
         self.exclusive && !self.others_change()
     }
 
-    /// Whether listing a directory needs to be opened for: the kernel would keep the listing otherwise
-    /// (fuse_file_open in fs/fuse/file.c), also for those who may not see all of it.
-    pub fn opendir(&self, node: NodeId) -> Result<bool> {
-        if !self.others_change() {
-            return Ok(self.publish.is_on());
+    /// Opens a directory to be listed. `None` where that needn't be: the kernel then keeps each listing
+    /// (fuse_file_open in fs/fuse/file.c).
+    pub fn opendir(&self, node: NodeId) -> Result<Option<OpenDir>> {
+        if self.others_change() {
+            self.still_there(self.dir_of(node)?)?;
+            return Ok(Some(OpenDir::Uncached));
         }
-        self.still_there(self.dir_of(node)?)?;
-        Ok(true)
+        Ok(self.publish.is_on().then(|| self.open_listing(node)))
     }
 
     /// ESTALE where a directory isn't under its name any more: the kernel then looks the path up again, and finds

@@ -99,13 +99,23 @@ macro_rules! ops {
         impl Op {
             const NAMES: &'static [&'static str] = &[$($name),*];
 
+            /// The operation with this number.
+            pub fn from_number(number: usize) -> Option<Op> {
+                [$(Op::$variant),*].get(number).copied()
+            }
+
+            /// The names of all.
+            pub fn names() -> &'static [&'static str] {
+                Op::NAMES
+            }
+
             /// Its name, as `status` and the log show it.
             pub fn name(self) -> &'static str {
                 Op::NAMES[self as usize]
             }
         }
 
-        const OPS: usize = Op::NAMES.len();
+        pub(super) const OPS: usize = Op::NAMES.len();
     };
 }
 
@@ -113,17 +123,26 @@ ops! {
     Lookup "lookup", Forget "forget", Getattr "getattr", Setattr "setattr", Readlink "readlink",
     Mknod "mknod", Mkdir "mkdir", Unlink "unlink", Rmdir "rmdir", Symlink "symlink", Rename "rename",
     Link "link", Open "open", Create "create", Read "read", Write "write", Flush "flush", Release "release",
-    Fsync "fsync", Fsyncdir "fsyncdir", Opendir "opendir", Readdir "readdir", Readdirplus "readdirplus", Statfs "statfs",
+    Fsync "fsync", Fsyncdir "fsyncdir", Opendir "opendir", Releasedir "releasedir", Readdir "readdir",
+    Readdirplus "readdirplus", Statfs "statfs",
     Setxattr "setxattr", Getxattr "getxattr", Listxattr "listxattr", Removexattr "removexattr",
     Ioctl "ioctl", Fallocate "fallocate", Lseek "lseek", CopyFileRange "copy_file_range",
 }
 
 /// How often each operation was asked for, and how many handlers panicked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     ops: [AtomicU64; OPS],
     panics: AtomicU64,
     passed_through: AtomicU64,
+    by_daemon: AtomicU64,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        let (panics, passed_through, by_daemon) = Default::default();
+        Counters { ops: std::array::from_fn(|_| AtomicU64::new(0)), panics, passed_through, by_daemon }
+    }
 }
 
 impl Counters {
@@ -142,11 +161,17 @@ impl Counters {
         self.passed_through.fetch_add(1, Relaxed);
     }
 
+    /// One more open whose data goes through the daemon.
+    pub fn count_by_daemon(&self) {
+        self.by_daemon.fetch_add(1, Relaxed);
+    }
+
     /// Everything, by name.
     pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let ops = Op::NAMES.iter().zip(&self.ops).map(|(name, n)| (*name, n.load(Relaxed)));
         ops.chain([
             ("opens_passed_through", self.passed_through.load(Relaxed)),
+            ("opens_by_daemon", self.by_daemon.load(Relaxed)),
             ("panics", self.panics.load(Relaxed)),
         ])
     }

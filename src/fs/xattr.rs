@@ -33,6 +33,15 @@ impl Fs {
             }
             check(name)?;
         }
+        // The kernel's question before the first write to a new file: its creator's descriptor needs no path.
+        if let Some(Node::File(slot, _)) = node.node()
+            && let Some(open) = self.open.find(node)
+            && let Some(fd) = open.real()
+        {
+            self.reach(slot)?;
+            let _using = self.still.using(node);
+            return get(|buffer| rustix::fs::fgetxattr(fd, name, buffer)).map_err(Error::on(slot));
+        }
         self.with_path(node, false, |path| get_path(path, name))
     }
 
@@ -196,11 +205,18 @@ fn check_ours(name: &[u8]) -> Result<()> {
 
 /// A value, by the path of a descriptor.
 pub(super) fn get_path(path: &str, name: &[u8]) -> std::result::Result<Vec<u8>, Errno> {
+    get(|buffer| rustix::fs::getxattr(path, name, buffer))
+}
+
+/// A value, however it's read: most are short.
+fn get(
+    read: impl Fn(rustix::buffer::SpareCapacity<'_, u8>) -> std::result::Result<usize, Errno>,
+) -> std::result::Result<Vec<u8>, Errno> {
     let mut value = Vec::with_capacity(256);
-    match rustix::fs::getxattr(path, name, rustix::buffer::spare_capacity(&mut value)) {
+    match read(rustix::buffer::spare_capacity(&mut value)) {
         Err(Errno::RANGE) => {
             value.reserve(MAX);
-            rustix::fs::getxattr(path, name, rustix::buffer::spare_capacity(&mut value))?;
+            read(rustix::buffer::spare_capacity(&mut value))?;
         }
         result => drop(result?),
     }

@@ -8,24 +8,28 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, RequestBuffer, TimeOrNow, WriteFlags,
 };
 
 use super::answer::{flags_of, later};
-use super::convert::{caller, file_attr, file_type, generation, ino, node, set_time};
+use super::convert::{caller, node, set_time};
 use super::handshake::NOBODY;
 use super::reply::{attr, empty, io_errno, ioctl, xattr};
 use super::start::Start;
+use super::timing::{self, slot_of};
 use super::wanted::Wanted;
 use super::watch::{Watch, is_too_late};
-use crate::direct::{Direct, Reply, Target};
+use crate::config::Xattrs;
+use crate::direct::{Direct, Reply, Target, looks_names_up};
 use crate::fs::{Data, Fs, Op, RenameMode, SetAttr, Whence};
+use crate::io::Payload;
+use crate::metrics::Mover;
 use crate::shares::Shares;
 use crate::supervise::hand_over;
 
@@ -35,6 +39,7 @@ pub(super) struct Adapter {
     pub(super) fs: Arc<Fs>,
     pub(super) direct: Arc<Direct>,
     pub(super) wanted: Wanted,
+    pub(super) xattrs: Xattrs,
     pub(super) start: Arc<Start>,
     /// Requests that wait on threads of their own.
     pub(super) waiting: Arc<Shares>,
@@ -43,7 +48,9 @@ pub(super) struct Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.wanted.negotiate(config);
+        if self.wanted.negotiate(config) {
+            self.fs.set_maps_around();
+        }
         Ok(())
     }
 
@@ -79,7 +86,7 @@ impl Filesystem for Adapter {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _: Option<SystemTime>,
-        _: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
@@ -90,19 +97,20 @@ impl Filesystem for Adapter {
             return reply.error(e);
         }
         let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
-        let set = SetAttr { mode, uid, gid, size, atime, mtime };
+        let set = SetAttr { mode, uid, gid, size, is_open: fh.is_some(), atime, mtime };
         if self.fs.setattr_waits(node(ino), &set) {
             if let Err(e) = self.begin(req, Op::Setattr) {
                 return reply.error(e);
             }
             // A truncation, behind transfers that may take long: not on a thread that answers the kernel.
-            let (adapter, request) = (self.clone(), hand_over());
+            let (adapter, request, timed) = (self.clone(), hand_over(), timing::hand_on(Op::Setattr));
             let Some(wait) = self.waiting.take(req.uid()) else { return reply.error(Errno::EAGAIN) };
             let handed = self.watch.hand_over(req.unique().0, node(ino));
             let truncate = move || {
                 request.resume();
                 let result = adapter.go_on(Op::Setattr, |fs| fs.setattr(node(ino), &set));
                 handed.answer(|| attr(reply, &adapter.fs, result));
+                timed.answered(&adapter.fs, node(ino));
             };
             return later("kvfs-truncate", wait, truncate);
         }
@@ -205,7 +213,10 @@ impl Filesystem for Adapter {
                         reply.opened_passthrough(fh, flags_of(&opened), &id);
                         let _ = id.into_raw();
                     }
-                    _ => reply.opened(fh, flags_of(&opened)),
+                    _ => {
+                        self.fs.counters.count_by_daemon();
+                        reply.opened(fh, flags_of(&opened));
+                    }
                 }
             }
             Err(e) => reply.error(e),
@@ -239,11 +250,16 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let (fs, handed) = (self.fs.clone(), self.watch.hand_over(req.unique().0, node(ino)));
+        let (timed, slot) = (timing::hand_on(Op::Read), slot_of(node(ino)));
         let done = Box::new(move |result: io::Result<&[u8]>| {
+            if let (Ok(data), Some(slot)) = (&result, slot) {
+                fs.metrics.read(Mover::Daemon, slot, data.len() as u64);
+            }
             handed.answer(|| match result {
                 Ok(data) => reply.data(data),
                 Err(e) => reply.error(io_errno(Op::Read, &fs, node(ino), &e)),
             });
+            timed.answered_at(&fs, slot);
         });
         let _ = self.run_infallible(req, Op::Read, |fs| fs.read(fh.0, offset, size, done));
     }
@@ -261,12 +277,24 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let (fs, handed) = (self.fs.clone(), self.watch.hand_over(req.unique().0, node(ino)));
+        let (timed, slot) = (timing::hand_on(Op::Write), slot_of(node(ino)));
         let done = Box::new(move |result: io::Result<usize>| {
+            if let (Ok(written), Some(slot)) = (&result, slot) {
+                fs.metrics.written(Mover::Daemon, slot, *written as u64);
+            }
             handed.answer(|| match result {
-                Ok(written) => reply.written(written as u32),
+                Ok(written) => {
+                    // The client was told that it failed.
+                    if is_too_late() {
+                        fs.written_late(node(ino));
+                    }
+                    reply.written(written as u32);
+                }
                 Err(e) => reply.error(io_errno(Op::Write, &fs, node(ino), &e)),
             });
+            timed.answered_at(&fs, slot);
         });
+        let data = Payload::kept(data, || Some(RequestBuffer::current()?));
         let _ = self.run_infallible(req, Op::Write, |fs| {
             if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
                 fs.write_back(fh.0, offset, data, done);
@@ -308,50 +336,26 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let (dir, closing) = (node(ino), self.fs.closing());
-        let open = move |fs: &Fs| fs.opendir(dir).map_err(|e| (e, true));
-        self.once_closed(req, (Op::Opendir, dir), closing, reply, open, |_, reply: ReplyOpen, opened| {
-            match opened {
-                Ok(true) => reply.opened(FileHandle(0), FopenFlags::empty()),
-                // Listing needs no handle: the kernel needn't ask again.
-                Ok(false) => reply.error(Errno::ENOSYS),
-                Err((e, _)) => reply.error(e),
-            }
-        });
+        self.open_dir(req, node(ino), reply);
     }
 
-    fn readdir(&self, req: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let listed = self.run(req, Op::Readdir, |fs| {
-            fs.readdir_for(req.pid(), node(ino), offset, |e| {
-                reply.add(super::convert::ino(e.node), e.next, file_type(e.kind), OsStr::from_bytes(e.name))
-            })
-        });
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(e),
-        }
+    fn readdir(&self, req: &Request, dir: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.list(req, (node(dir), fh.0), offset, reply);
+    }
+
+    fn releasedir(&self, req: &Request, ino: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        empty(reply, self.run_infallible(req, Op::Releasedir, |fs| fs.releasedir(node(ino), fh.0)));
     }
 
     fn readdirplus(
         &self,
         req: &Request,
-        parent: INodeNo,
-        _: FileHandle,
+        dir: INodeNo,
+        fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let listed = self.run(req, Op::Readdirplus, |fs| {
-            fs.readdirplus_for(req.pid(), node(parent), offset, |e| {
-                // What isn't known is asked for when it's needed.
-                let ttl = if e.known { fs.ttl(e.attr.node) } else { Duration::ZERO };
-                let name = OsStr::from_bytes(&e.name);
-                reply.add(ino(e.attr.node), e.next, name, &ttl, &file_attr(&e.attr), generation(&e.attr))
-            })
-        });
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(e) => reply.error(e),
-        }
+        self.list_plus(req, (node(dir), fh.0), offset, reply);
     }
 
     fn fsyncdir(&self, req: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -375,6 +379,9 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
+        if let Err(e) = self.has_xattrs(Op::Setxattr) {
+            return reply.error(e);
+        }
         let name = name.as_bytes();
         let set = self
             .run_on(req, ino, Op::Setxattr, |fs| fs.setxattr(&caller(req), node(ino), name, value, flags));
@@ -382,14 +389,23 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if let Err(e) = self.has_xattrs(Op::Getxattr) {
+            return reply.error(e);
+        }
         xattr(reply, size, self.run_on(req, ino, Op::Getxattr, |fs| fs.getxattr(node(ino), name.as_bytes())));
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if let Err(e) = self.has_xattrs(Op::Listxattr) {
+            return reply.error(e);
+        }
         xattr(reply, size, self.run_on(req, ino, Op::Listxattr, |fs| fs.listxattr(&caller(req), node(ino))));
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if let Err(e) = self.has_xattrs(Op::Removexattr) {
+            return reply.error(e);
+        }
         let name = name.as_bytes();
         empty(
             reply,
@@ -408,10 +424,39 @@ impl Filesystem for Adapter {
         out: u32,
         reply: ReplyIoctl,
     ) {
-        // A directory is opened without us, so its handle says nothing.
+        // What handle a directory is open by, if any, says nothing of it.
         let is_dir = flags.contains(IoctlFlags::FUSE_IOCTL_DIR);
         let target = if is_dir { Target::Dir(node(ino)) } else { Target::File(fh.0) };
-        let answer = Box::new(move |answer: Reply| ioctl(reply, &answer));
+        let closing = if looks_names_up(cmd) { self.fs.closing() } else { Vec::new() };
+        if !closing.is_empty()
+            && let Some(wait) = self.waiting.take(req.uid())
+        {
+            // As a lookup does, not on a thread that answers the kernel.
+            if let Err(e) = self.begin(req, Op::Ioctl) {
+                return reply.error(e);
+            }
+            let (adapter, request, caller, data) = (self.clone(), hand_over(), caller(req), data.to_vec());
+            let handed = self.watch.hand_over(req.unique().0, node(ino));
+            let (fs, timed) = (self.fs.clone(), timing::hand_on(Op::Ioctl));
+            let look = move || {
+                request.resume();
+                adapter.fs.wait_until_closed(&closing);
+                let _ = adapter.go_on(Op::Ioctl, |_| {
+                    let answer = Box::new(move |answer: Reply| {
+                        handed.answer(|| ioctl(reply, &answer));
+                        timed.answered_at(&fs, slot_of(node(ino)));
+                    });
+                    adapter.direct.ioctl(caller, target, cmd, &data, out, answer);
+                    Ok(())
+                });
+            };
+            return later("kvfs-closing", wait, look);
+        }
+        let (fs, timed) = (self.fs.clone(), timing::hand_on(Op::Ioctl));
+        let answer = Box::new(move |answer: Reply| {
+            ioctl(reply, &answer);
+            timed.answered_at(&fs, slot_of(node(ino)));
+        });
         let _ = self.run_infallible(req, Op::Ioctl, |_| {
             self.direct.ioctl(caller(req), target, cmd, data, out, answer)
         });

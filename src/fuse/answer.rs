@@ -11,19 +11,22 @@ use fuser::{Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyCreate, Rep
 use super::adapter::Adapter;
 use super::convert::{errno, file_attr, generation, node};
 use super::reply::ABSENT;
+use super::timing;
 use super::watch::is_too_late;
+use crate::config::Xattrs;
 use crate::fs::{self, Attr, Data, Fs, Op};
 use crate::index::NodeId;
 use crate::processors::anywhere;
 use crate::shares::Share;
-use crate::supervise::hand_over;
+use crate::supervise::{asked_by, hand_over};
 
 /// What the kernel is to do with an open file.
 pub(super) fn flags_of(opened: &fs::Opened) -> FopenFlags {
     let flush = if opened.flush { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
     match opened.data {
-        Data::Uncached => flush | FopenFlags::FOPEN_DIRECT_IO,
-        _ => flush,
+        Data::Uncached | Data::Around => flush | FopenFlags::FOPEN_DIRECT_IO,
+        Data::Kept => flush | FopenFlags::FOPEN_KEEP_CACHE,
+        Data::Passthrough(_) | Data::Daemon => flush,
     }
 }
 
@@ -50,13 +53,21 @@ pub(super) fn later(name: &str, wait: Share, work: impl FnOnce() + Send + 'stati
 }
 
 impl Adapter {
+    /// A request asks for this.
+    fn count(&self, op: Op) {
+        self.fs.counters.count(op);
+        timing::asks_for(op);
+    }
+
     /// A request has come. An error where it's one that daemons die over.
     pub(super) fn begin(&self, req: &Request, op: Op) -> Result<(), Errno> {
-        self.fs.counters.count(op);
+        self.count(op);
         self.fs.work.begin(req.unique().0, op as u32).map_err(|e| {
             tracing::error!("{}: {e}", op.name());
             Errno::EIO
-        })
+        })?;
+        asked_by(req.pid());
+        Ok(())
     }
 
     /// Runs a request's handler.
@@ -70,12 +81,22 @@ impl Adapter {
         self.go_on(op, handler)
     }
 
+    /// ENOSYS where there are no extended attributes: the kernel answers EOPNOTSUPP by itself from then on
+    /// (fs/fuse/xattr.c).
+    pub(super) fn has_xattrs(&self, op: Op) -> Result<(), Errno> {
+        if self.xattrs == Xattrs::On {
+            return Ok(());
+        }
+        self.count(op);
+        Err(Errno::ENOSYS)
+    }
+
     /// ESTALE where the file is a ghost to who asks: the kernel then looks the name up again.
     pub(super) fn not_a_ghost(&self, req: &Request, ino: INodeNo, op: Op) -> Result<(), Errno> {
         if !self.fs.is_ghost(node(ino), req.pid()) {
             return Ok(());
         }
-        self.fs.counters.count(op);
+        self.count(op);
         Err(Errno::ESTALE)
     }
 
@@ -155,13 +176,14 @@ impl Adapter {
             let found = looked(self);
             return answer(self, reply, found);
         };
-        let (adapter, request) = (self.clone(), hand_over());
+        let (adapter, request, timed) = (self.clone(), hand_over(), timing::hand_on(op));
         let handed = self.watch.hand_over(req.unique().0, node);
         let when_closed = move || {
             request.resume();
             adapter.fs.wait_until_closed(&closing);
             let found = looked(&adapter);
             handed.answer(|| answer(&adapter, reply, found));
+            timed.answered(&adapter.fs, node);
         };
         later("kvfs-closing", wait, when_closed);
     }
@@ -198,11 +220,12 @@ impl Adapter {
             Ok(Ok(made)) => answer(self, reply, Ok(made)),
             Err(e) => answer(self, reply, Err(e)),
             Ok(Err(wait)) => {
-                let (adapter, request) = (self.clone(), hand_over());
+                let (adapter, request, timed) = (self.clone(), hand_over(), timing::hand_on(op));
                 later("kvfs-room", wait, move || {
                     request.resume();
                     let made = adapter.go_on(op, |fs| fs.when_there_is_room(dir, || make(fs)));
                     answer(&adapter, reply, made);
+                    timed.answered(&adapter.fs, dir);
                 });
             }
         }
@@ -215,16 +238,27 @@ impl Adapter {
             Ok((_, opened)) if is_too_late() => self.fs.release(opened.fh),
             Ok((attr, opened)) => {
                 let (fh, file, generation) = (FileHandle(opened.fh), file_attr(&attr), generation(&attr));
-                let ttl = self.fs.ttl(attr.node);
+                let (ttl, name_ttl) = (self.fs.ttl(attr.node), self.fs.name_ttl(attr.node));
                 match opened.data {
                     Data::Passthrough(id) => {
                         self.fs.counters.count_passthrough();
                         // SAFETY: registered with this session, and open until the inode's last release.
                         let id = unsafe { reply.wrap_backing(id) };
-                        reply.created_passthrough(&ttl, &file, generation, fh, flags_of(&opened), &id);
+                        reply.created_passthrough(
+                            &ttl,
+                            &name_ttl,
+                            &file,
+                            generation,
+                            fh,
+                            flags_of(&opened),
+                            &id,
+                        );
                         let _ = id.into_raw();
                     }
-                    _ => reply.created(&ttl, &file, generation, fh, flags_of(&opened)),
+                    _ => {
+                        self.fs.counters.count_by_daemon();
+                        reply.created(&ttl, &name_ttl, &file, generation, fh, flags_of(&opened));
+                    }
                 }
             }
             Err(e) => reply.error(e),
@@ -234,7 +268,10 @@ impl Adapter {
     /// Answers with a name.
     pub(super) fn entry(&self, reply: ReplyEntry, entry: Result<Attr, Errno>) {
         match entry {
-            Ok(attr) => reply.entry(&self.fs.ttl(attr.node), &file_attr(&attr), generation(&attr)),
+            Ok(attr) => {
+                let (ttl, name_ttl) = (self.fs.ttl(attr.node), self.fs.name_ttl(attr.node));
+                reply.entry_with_ttls(&ttl, &name_ttl, &file_attr(&attr), generation(&attr));
+            }
             // A node of 0 with a time to live is a miss that the kernel may remember.
             Err(e) if e.code() == libc::ENOENT && self.fs.keeps_misses() => {
                 reply.entry(&self.fs.ttl(NodeId(0)), &ABSENT, Generation(0));

@@ -9,18 +9,24 @@ mod convert;
 mod handshake;
 mod help;
 mod helper;
+mod listing;
 mod mount;
 mod prune;
 mod reply;
 mod session;
 mod start;
+mod timing;
+mod traced;
 mod uring;
 mod wanted;
 mod watch;
 mod watched;
 
 pub(crate) use helper::serve as unmount_helper;
-pub use mount::{FS_TYPE, MountError, Mounted, UnmountError, check_mount_point, unmount, where_mounted};
+pub use mount::{
+    FS_TYPE, MountError, Mounted, UnmountError, check_mount_point, detach_dead, remount, unmount,
+    unmount_by_force, where_mounted,
+};
 pub use session::{Running, Session, SessionError};
 pub use uring::{Chosen as ChosenTransport, choose_transport};
 pub use watch::nobody_waits;

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
@@ -17,6 +18,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::helper::Helper;
 use crate::backing::mountinfo::{self, mounted_at};
+use crate::config::KernelOption;
 
 /// The type that mounts show (`fuse` and our subtype).
 pub const FS_TYPE: &str = "fuse.kvfs";
@@ -96,6 +98,34 @@ pub fn where_mounted(path: &Path) -> Result<PathBuf, MountError> {
     }
 }
 
+/// How long a mount may take to show that it's dead: that one is says so at once.
+const DEAD_WITHIN: Duration = Duration::from_secs(2);
+
+/// Takes away a mount of kvfs whose daemon, and whoever would start another, has ended without unmounting: nothing can
+/// bring it to life again. Whether there was one. Any other mount is left as it is.
+pub fn detach_dead(path: &Path) -> Result<bool, UnmountError> {
+    let Ok(point) = where_mounted(path) else { return Ok(false) };
+    let mut found = false;
+    while matches!(mounted_at(&point), Ok(Some(mount)) if mount.fs_type == FS_TYPE) && is_dead(&point) {
+        unmount(&point, true)?;
+        found = true;
+    }
+    Ok(found)
+}
+
+/// Whether the kernel answers for a connection that's closed. One that hangs isn't.
+fn is_dead(point: &Path) -> bool {
+    let (tell, told) = std::sync::mpsc::channel();
+    let point = point.to_owned();
+    // It may never come back, from a mount that hangs.
+    let asks = std::thread::spawn(move || tell.send(rustix::fs::statfs(&point).err()));
+    let dead = [rustix::io::Errno::NOTCONN, rustix::io::Errno::CONNABORTED];
+    let Ok(error) = told.recv_timeout(DEAD_WITHIN) else { return false };
+    // Whoever mounts in the background forks, and has no other thread then.
+    let _ = asks.join();
+    error.is_some_and(|error| dead.contains(&error))
+}
+
 /// A mount of ours, as long as it's mounted.
 #[derive(Debug)]
 pub struct Mounted {
@@ -111,11 +141,16 @@ pub struct Mounted {
 ///
 /// As root other users are let in, and the kernel checks their permissions. As an ordinary user only that
 /// user is, unless `allow_other` (which `/etc/fuse.conf` must allow).
-pub(super) fn mount(point: &Path, source: &str, allow_other: bool) -> Result<(OwnedFd, Mounted), MountError> {
+pub(super) fn mount(
+    point: &Path,
+    source: &str,
+    kernel: &[KernelOption],
+    allow_other: bool,
+) -> Result<(OwnedFd, Mounted), MountError> {
     let fd = if rustix::process::geteuid().is_root() {
-        mount_as_root(point, source)?
+        mount_as_root(point, source, flags_of(kernel))?
     } else {
-        mount_by_helper(point, allow_other)?
+        mount_by_helper(point, kernel, allow_other)?
     };
     match mounted_at(point) {
         Ok(Some(mount)) if mount.fs_type == FS_TYPE => Ok((fd, Mounted::at(point, mount.device))),
@@ -126,7 +161,31 @@ pub(super) fn mount(point: &Path, source: &str, allow_other: bool) -> Result<(Ow
     }
 }
 
-fn mount_as_root(point: &Path, source: &str) -> Result<OwnedFd, MountError> {
+/// mount(2)'s flags; a mount of ours is always nosuid and nodev.
+fn flags_of(kernel: &[KernelOption]) -> MsFlags {
+    let flag = |option: &KernelOption| match option {
+        KernelOption::ReadOnly => MsFlags::MS_RDONLY,
+        KernelOption::NoExec => MsFlags::MS_NOEXEC,
+        KernelOption::NoAtime => MsFlags::MS_NOATIME,
+        KernelOption::NoDirAtime => MsFlags::MS_NODIRATIME,
+        KernelOption::RelAtime => MsFlags::MS_RELATIME,
+        KernelOption::StrictAtime => MsFlags::MS_STRICTATIME,
+        // Not in nix: include/uapi/linux/mount.h
+        KernelOption::NoSymFollow => MsFlags::from_bits_retain(256),
+    };
+    kernel.iter().map(flag).fold(MsFlags::MS_NOSUID | MsFlags::MS_NODEV, |all, one| all | one)
+}
+
+/// Gives the kvfs at `point` (absolute, without symbolic links) these of the kernel's options and no others.
+pub fn remount(point: &Path, kernel: &[KernelOption]) -> Result<(), MountError> {
+    let flags = flags_of(kernel) | MsFlags::MS_REMOUNT;
+    nix::mount::mount(None::<&str>, point, None::<&str>, flags, None::<&str>).map_err(|e| match e {
+        Errno::EPERM => MountError::NotPermitted(point.to_owned(), e.to_string()),
+        _ => MountError::Io(point.to_owned(), e.into()),
+    })
+}
+
+fn mount_as_root(point: &Path, source: &str, flags: MsFlags) -> Result<OwnedFd, MountError> {
     let failed = |e: io::Error| match e.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => MountError::NotPermitted(point.to_owned(), e.to_string()),
         Some(libc::ENODEV) => MountError::NoDevice,
@@ -137,7 +196,6 @@ fn mount_as_root(point: &Path, source: &str) -> Result<OwnedFd, MountError> {
     // Documentation/filesystems/fuse/fuse.rst: mount options. The root is a directory (S_IFDIR).
     let data =
         format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", fd.as_raw_fd());
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     nix::mount::mount(Some(source), point, Some(FS_TYPE), flags, Some(data.as_str()))
         .map_err(|e| failed(e.into()))?;
     Ok(fd)
@@ -145,14 +203,18 @@ fn mount_as_root(point: &Path, source: &str) -> Result<OwnedFd, MountError> {
 
 /// `fusermount3` mounts and hands the descriptor over on a socket whose number is in `_FUSE_COMMFD`
 /// (libfuse, lib/mount.c).
-fn mount_by_helper(point: &Path, allow_other: bool) -> Result<OwnedFd, MountError> {
+fn mount_by_helper(point: &Path, kernel: &[KernelOption], allow_other: bool) -> Result<OwnedFd, MountError> {
     let io = |e: io::Error| MountError::Io(point.to_owned(), e);
     let (ours, theirs) = UnixStream::pair().map_err(io)?;
     // The helper inherits its end.
     rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).map_err(|e| io(e.into()))?;
-    let options = if allow_other { "default_permissions,allow_other" } else { "default_permissions" };
+    let mut options = String::from("nosuid,nodev,fsname=kvfs,subtype=kvfs,default_permissions");
+    let others = kernel.iter().map(|option| option.name());
+    for option in others.chain(allow_other.then_some("allow_other")) {
+        options.extend([",", option]);
+    }
     let output = Command::new("fusermount3")
-        .args(["-o", &format!("nosuid,nodev,fsname=kvfs,subtype=kvfs,{options}"), "--"])
+        .args(["-o", &options, "--"])
         .arg(point)
         .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
         .output()
@@ -220,6 +282,17 @@ pub fn unmount(point: &Path, lazy: bool) -> Result<(), UnmountError> {
         Err(Errno::EBUSY) => Err(UnmountError::Busy(point.to_owned())),
         Err(Errno::EINVAL) => Err(UnmountError::NotMounted(point.to_owned())),
         Err(e) => Err(io(e.into())),
+    }
+}
+
+/// Ends the connection of the kvfs at `point`, which nobody may answer for any more, and unmounts it: what clients
+/// wait for fails.
+pub fn unmount_by_force(point: &Path) -> Result<(), UnmountError> {
+    match umount2(point, MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) => Ok(()),
+        Err(Errno::EBUSY) => Err(UnmountError::Busy(point.to_owned())),
+        Err(Errno::EINVAL) => Err(UnmountError::NotMounted(point.to_owned())),
+        Err(e) => Err(UnmountError::Io(point.to_owned(), e.into())),
     }
 }
 

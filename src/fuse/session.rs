@@ -101,7 +101,8 @@ impl Session {
         transport: Chosen,
         survival: &Survival,
     ) -> Result<Session, SessionError> {
-        let (device, mounted) = mount(&config.mount_point, &source(&fs.backings()), config.allow_other)?;
+        let source = config.source.clone().unwrap_or_else(|| source(&fs.backings()));
+        let (device, mounted) = mount(&config.mount_point, &source, &config.kernel, config.allow_other)?;
         let mounted = Arc::new(mounted);
         // Whatever goes wrong from here on: nothing stays mounted.
         let result = Session::on(fs, direct, config, transport, device, mounted.clone(), survival).and_then(
@@ -173,6 +174,7 @@ impl Session {
             fs: fs.clone(),
             direct: direct.clone(),
             wanted,
+            xattrs: config.xattrs,
             start: start.clone(),
             waiting: Shares::new("requests that wait", waiting()),
             watch: watch.clone(),

@@ -21,8 +21,8 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Asks for what the kernel offers of it.
-    pub(super) fn negotiate(self, config: &mut KernelConfig) {
+    /// Asks for what the kernel offers of it. Whether it maps files that are open around its pages.
+    pub(super) fn negotiate(self, config: &mut KernelConfig) -> bool {
         // Not ATOMIC_O_TRUNC, which would save an overwrite one request: the kernel sends the truncation before
         // it looks whether the file is being executed (do_open in fs/namei.c), so open(O_RDONLY | O_TRUNC) of a
         // running program would destroy it and then fail with ETXTBSY.
@@ -35,13 +35,13 @@ impl Wanted {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ];
         for flag in wanted {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!("the kernel doesn't offer {flag:?}");
             }
         }
+        let maps_around = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
         if let Some(depth) = self.passthrough
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
         {
@@ -53,5 +53,6 @@ impl Wanted {
         // An error of these says which value is possible: the kernel's own will do then.
         let _ = config.set_max_write(MAX_WRITE);
         let _ = config.set_max_background(MAX_BACKGROUND);
+        maps_around
     }
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::timing;
 use super::uring::Queues;
 use crate::fs::{Fs, Place, here, nowhere};
 use crate::index::NodeId;
@@ -187,7 +188,9 @@ impl Watch {
         let desk = self.desk();
         nowhere();
         desk.node.store(node.0, Relaxed);
-        desk.since.store(self.now(), Relaxed);
+        let now = Instant::now();
+        timing::begin(now);
+        desk.since.store(now.saturating_duration_since(self.started).as_millis() as u64, Relaxed);
         desk.told.store(false, SeqCst);
         desk.warned.store(false, Relaxed);
         desk.unique.store(unique, SeqCst);

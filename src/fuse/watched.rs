@@ -19,6 +19,8 @@ use parking_lot::Mutex;
 
 use super::adapter::Adapter;
 use super::convert::node;
+use super::timing;
+use super::traced::{begin, start};
 use crate::fs::{Fs, Op};
 
 type Later = Box<dyn FnOnce(&Fs) + Send>;
@@ -31,6 +33,7 @@ pub(super) struct Watched {
 
 impl Watched {
     pub(super) fn new(adapter: Adapter) -> io::Result<Watched> {
+        start();
         let (later, work) = channel::<Later>();
         let fs = adapter.fs.clone();
         let run = move || work.into_iter().for_each(|act| act(&fs));
@@ -45,22 +48,43 @@ impl Watched {
     }
 
     /// The request was answered, or handed on as a whole.
-    fn answered(&self) {
+    fn answered(&self, about: INodeNo) {
         self.adapter.fs.work.answered();
+        timing::answered(&self.adapter.fs, node(about));
     }
 
     /// It's answered later, by whoever moves its data.
-    fn under_way(&self) {}
+    fn under_way(&self, about: INodeNo) {
+        // Unless it couldn't even be begun.
+        timing::answered(&self.adapter.fs, node(about));
+    }
 }
 
-/// The same operations, each as `name(what it's about: its type, more arguments)`; `then` is what is so when they
-/// return.
+/// What a request is about, beside a node, as the names of its arguments.
+macro_rules! names {
+    () => {
+        (None, None)
+    };
+    ($name:ident) => {
+        (Some($name), None)
+    };
+    ($name:ident to $dir:ident / $new:ident) => {
+        (Some($name), Some(($dir, $new)))
+    };
+    (to $dir:ident / $new:ident) => {
+        (None, Some(($dir, $new)))
+    };
+}
+
+/// The same operations, each as `name[of what in it](what it's about: its type, more arguments)`; `then` is what is so
+/// when they return.
 macro_rules! watched {
-    ($then:ident: $($name:ident($about:ident: INodeNo $(, $arg:ident: $kind:ty)*);)*) => {
+    ($then:ident: $($name:ident $([$($names:tt)*])? ($about:ident: INodeNo $(, $arg:ident: $kind:ty)*);)*) => {
         $(fn $name(&self, req: &Request, $about: INodeNo $(, $arg: $kind)*) {
+            begin(&self.adapter, req, stringify!($name), $about, names!($($($names)*)?));
             let _watched = self.adapter.watch.begin(req.unique().0, node($about));
             self.adapter.$name(req, $about $(, $arg)*);
-            self.$then();
+            self.$then($about);
         })*
     };
 }
@@ -76,7 +100,7 @@ impl Filesystem for Watched {
             self.later(move |fs| fs.forget(node(ino), lookups));
         } else {
             self.adapter.forget(req, ino, lookups);
-            self.answered();
+            self.answered(ino);
         }
     }
 
@@ -99,14 +123,15 @@ impl Filesystem for Watched {
                 fs.release(fh.0);
             });
         } else {
+            begin(&self.adapter, req, "release", ino, (None, None));
             let _watched = self.adapter.watch.begin(req.unique().0, node(ino));
             self.adapter.release(req, ino, fh, flags, lock_owner, flush, reply);
-            self.answered();
+            self.answered(ino);
         }
     }
 
     watched! { answered:
-        lookup(parent: INodeNo, name: &OsStr, reply: ReplyEntry);
+        lookup[name](parent: INodeNo, name: &OsStr, reply: ReplyEntry);
         getattr(ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr);
         setattr(
             ino: INodeNo, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>, size: Option<u64>,
@@ -115,20 +140,21 @@ impl Filesystem for Watched {
             flags: Option<BsdFileFlags>, reply: ReplyAttr
         );
         readlink(ino: INodeNo, reply: ReplyData);
-        mknod(parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry);
-        mkdir(parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry);
-        unlink(parent: INodeNo, name: &OsStr, reply: ReplyEmpty);
-        rmdir(parent: INodeNo, name: &OsStr, reply: ReplyEmpty);
-        symlink(parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry);
-        rename(
+        mknod[name](parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry);
+        mkdir[name](parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry);
+        unlink[name](parent: INodeNo, name: &OsStr, reply: ReplyEmpty);
+        rmdir[name](parent: INodeNo, name: &OsStr, reply: ReplyEmpty);
+        symlink[name](parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry);
+        rename[name to newparent/newname](
             parent: INodeNo, name: &OsStr, newparent: INodeNo, newname: &OsStr, flags: RenameFlags, reply: ReplyEmpty
         );
-        link(ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry);
+        link[to newparent/newname](ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry);
         open(ino: INodeNo, flags: OpenFlags, reply: ReplyOpen);
-        create(parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate);
+        create[name](parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate);
         flush(ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty);
         fsync(ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty);
         opendir(ino: INodeNo, flags: OpenFlags, reply: ReplyOpen);
+        releasedir(ino: INodeNo, fh: FileHandle, flags: OpenFlags, reply: ReplyEmpty);
         readdir(ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory);
         readdirplus(ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus);
         fsyncdir(ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty);

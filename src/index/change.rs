@@ -3,11 +3,10 @@
 //! What always holds: counts, tables and lists of children agree after each of these calls; what fails has changed
 //! nothing.
 
-use super::children::Children;
 use super::entry::{Entry, SHADOWED, Target};
 use super::{
-    AddError, Dir, DirId, EntryId, FileRef, Index, Kind, NO_ENTRY, PackedIno, SlotSet, What, hash_in,
-    hash_name, shard, spread,
+    AddError, Dir, DirId, EntryId, FileRef, Index, Kind, NO_ENTRY, NameRef, PackedIno, SlotSet, What, shard,
+    spread,
 };
 
 impl Index {
@@ -65,7 +64,8 @@ impl Index {
             self.next_dir += 1;
         }
         let kept = self.numbers.keep(id, dir, name);
-        self.dirs.insert(id, Dir { entry: entry.0, subdirs: 0, slots, children: Children::default(), kept });
+        let (children, changes) = Default::default();
+        self.dirs.insert(id, Dir { entry: entry.0, subdirs: 0, slots, children, changes, kept });
         Ok(Ok(id))
     }
 
@@ -130,7 +130,11 @@ impl Index {
             self.files[old.slot.index()] -= 1;
         }
         self.files[file.slot.index()] += 1;
-        let shadowed = self.entries[entry.0 as usize].target.0 & SHADOWED;
+        let Entry { dir, target: Target(old), .. } = self.entries[entry.0 as usize];
+        if let Some(dir) = self.dirs.get_mut(&dir) {
+            *dir.changes.get_mut() += 1;
+        }
+        let shadowed = old & SHADOWED;
         self.entries[entry.0 as usize].target = Target(Target::new(What::File(file)).0 | shadowed);
         self.recount(entry);
     }
@@ -162,20 +166,27 @@ impl Index {
         if !self.dirs.contains_key(&dir) {
             return Err(AddError::DirGone);
         }
-        let hash = self.hash(dir, name);
+        let hash = self.hashing.of(dir, name);
         if let Some(taken) = self.by_name[shard(hash)].find(spread(hash), |e| self.is(*e, dir, name)) {
             return Ok(Err(EntryId(*taken)));
         }
-        let entry = self.new_entry(dir, name, what)?;
+        let name = self.names.add(name).ok_or(AddError::Full)?;
+        let entry = self.new_entry(dir, name, hash, what)?;
+        self.usage.start(entry.0);
         self.attach_hashed(entry, hash);
         Ok(Ok(entry))
     }
 
-    /// Room for an entry that no table knows yet.
-    pub(super) fn new_entry(&mut self, dir: DirId, name: &[u8], what: What) -> Result<EntryId, AddError> {
-        let entry =
-            Entry { name: self.names.add(name).ok_or(AddError::Full)?, dir, target: Target::new(what) };
-        let number = match self.numbers.of_entry(dir, name).or_else(|| self.free.pop()) {
+    /// Room for an entry that no table knows yet, nor `usage`.
+    pub(super) fn new_entry(
+        &mut self,
+        dir: DirId,
+        name: NameRef,
+        hash: u32,
+        what: What,
+    ) -> Result<EntryId, AddError> {
+        let entry = Entry { name, dir, target: Target::new(what) };
+        let number = match self.numbers.of_entry(hash).or_else(|| self.free.pop()) {
             Some(number) => {
                 self.entries[number as usize] = entry;
                 number
@@ -189,8 +200,7 @@ impl Index {
                 number
             }
         };
-        self.usage.start(number);
-        self.numbers.keep_entry(number, dir, name);
+        self.numbers.keep_entry(number, hash);
         Ok(EntryId(number))
     }
 
@@ -204,34 +214,39 @@ impl Index {
     }
 
     fn attach(&mut self, entry: EntryId) {
+        self.attach_hashed(entry, self.hash_of(entry));
+    }
+
+    /// The hash of the entry's name where it is.
+    pub(super) fn hash_of(&self, entry: EntryId) -> u32 {
         let (dir, name) = self.place(entry);
-        let hash = self.hash(dir, name);
-        self.attach_hashed(entry, hash);
+        self.hashing.of(dir, name)
     }
 
     fn attach_hashed(&mut self, entry: EntryId, hash: u32) {
-        let (entries, names, hasher) = (&self.entries, &self.names, &self.hasher);
+        let (entries, names, hashing) = (&self.entries, &self.names, self.hashing);
         let rehash = |e: &u32| {
             let e = &entries[*e as usize];
-            spread(hash_in(e.dir, hash_name(hasher, names.get(e.name))))
+            spread(hashing.of(e.dir, names.get(e.name)))
         };
         self.by_name[shard(hash)].insert_unique(spread(hash), entry.0, rehash);
         let Entry { dir, target, .. } = self.entries[entry.0 as usize];
         if let Some(dir) = self.dirs.get_mut(&dir) {
             dir.children.insert(entry.0);
+            *dir.changes.get_mut() += 1;
             dir.subdirs += u32::from(matches!(target.what(), What::Dir(_)));
         }
     }
 
     fn detach(&mut self, entry: EntryId) {
-        let (dir, name) = self.place(entry);
-        let hash = self.hash(dir, name);
+        let (dir, hash) = (self.place(entry).0, self.hash_of(entry));
         if let Ok(found) = self.by_name[shard(hash)].find_entry(spread(hash), |e| *e == entry.0) {
             found.remove();
         }
         let is_dir = matches!(self.what(entry), What::Dir(_));
         if let Some(dir) = self.dirs.get_mut(&dir) {
             dir.children.remove(entry.0);
+            *dir.changes.get_mut() += 1;
             dir.subdirs -= u32::from(is_dir);
         }
     }

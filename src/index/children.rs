@@ -74,6 +74,13 @@ impl Children {
         }
     }
 
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Children::Few(list) => list.len() as u64,
+            Children::Many(set) => set.len(),
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         match self {
             Children::Few(list) => list.is_empty(),
@@ -114,7 +121,7 @@ mod tests {
         children.insert_run(1000, 2000);
         assert!(matches!(children, Children::Many(_)));
         assert_eq!(children.from(4).take(3).collect::<Vec<_>>(), [4, 5, 1000]);
-        assert_eq!(children.from(0).count(), 3 + 1001);
+        assert_eq!((children.from(0).count(), children.len()), (3 + 1001, 3 + 1001));
         let mut children = Children::default();
         for entry in [5, 1, 9, 5] {
             children.insert(entry);

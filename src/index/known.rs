@@ -5,6 +5,7 @@
 //! among them, or not any more, makes things fast or slow, and nothing right or wrong.
 
 use std::hash::BuildHasher;
+use std::sync::atomic::Ordering::SeqCst;
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
@@ -45,19 +46,23 @@ impl Index {
         if let Some(found) = self.by_node.find(hash, |e| self.what(EntryId(*e)).node() == node) {
             return Some(EntryId(*found));
         }
+        self.names_of(slot, ino).next()
+    }
+
+    /// All names of the node. Costs a pass over the index.
+    pub(super) fn names_of(&self, slot: Slot, ino: PackedIno) -> impl Iterator<Item = EntryId> {
         let wanted = ino.bits() | u64::from(slot.0) << 48;
-        let position = self.entries.iter().position(|entry| {
+        let is_its = move |entry: &super::Entry| {
             entry.dir.0 != NO_ENTRY
                 && entry.target.0 & INODE == wanted
                 && matches!(entry.target.what(), What::File(_))
-        })?;
-        Some(EntryId(position as u32))
+        };
+        (0..).map(EntryId).zip(&self.entries).filter(move |(_, entry)| is_its(entry)).map(|(id, _)| id)
     }
 
     /// Whether the node is one that the kernel was told of and has a name.
     pub fn find_known(&self, slot: Slot, ino: PackedIno) -> bool {
-        let node = NodeId::file(slot, ino);
-        self.by_node.find(self.hasher.hash_one(node), |e| self.what(EntryId(*e)).node() == node).is_some()
+        self.known(slot, ino).is_some()
     }
 
     /// A name of a node that the kernel knows. `None` when it has none, or the kernel doesn't know it.
@@ -88,6 +93,18 @@ impl Index {
             self.told_again.tell(self.what(entry).node());
         }
         known
+    }
+
+    /// Directories that have a name of the node show something else from now on, though their names are the same:
+    /// those of which the kernel was told. One that it wasn't told of shows it without its being kept (`fs::listings`).
+    pub fn changed_for_others(&self, slot: Slot, ino: PackedIno) {
+        let node = NodeId::file(slot, ino);
+        let names = self.by_node.iter_hash(self.hasher.hash_one(node)).map(|e| EntryId(*e));
+        for entry in names.filter(|e| self.what(*e).node() == node) {
+            if let Some(dir) = self.dirs.get(&self.place(entry).0) {
+                dir.changes.fetch_add(1, SeqCst);
+            }
+        }
     }
 
     /// Whether the entry's node is among those found quickly.

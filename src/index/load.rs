@@ -4,14 +4,14 @@
 //! `finish` makes them found, and tells which names were there already. Entering the names of one table after
 //! the other, each made in its final size, is several times faster than one name after the other.
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Place;
 
-use super::{
-    AddError, DirId, EntryId, FileRef, Index, Names, SHARDS, What, hash_in, hash_name, shard, spread,
-};
+use super::hash::in_dir;
+use super::{AddError, DirId, EntryId, FileRef, Index, NameRef, SHARDS, What, shard, spread};
 use crate::index::entry::Entry;
 
-/// A name that is not in its table yet: its hash and its entry.
+/// Names that are not in their table yet: their hashes and their entries.
 type Pending = Vec<(u32, u32)>;
 
 /// A file whose name is another entry's.
@@ -32,22 +32,17 @@ impl Loader {
         Loader { pending: (0..SHARDS).map(|_| Vec::new()).collect(), run: None }
     }
 
-    /// What hashes names for this index.
-    pub(super) fn hasher(index: &Index) -> impl Fn(&[u8]) -> u64 + Clone + Send + 'static + use<> {
-        let hasher: DefaultHashBuilder = index.hasher.clone();
-        move |name| hash_name(&hasher, name)
-    }
-
     /// Adds a file whose name has this hash.
     pub(super) fn add(
         &mut self,
         index: &mut Index,
         dir: DirId,
-        name: &[u8],
+        name: NameRef,
         hash: u64,
         file: FileRef,
     ) -> Result<(), AddError> {
-        let entry = index.new_entry(dir, name, What::File(file))?;
+        let hash = in_dir(dir, hash);
+        let entry = index.new_entry(dir, name, hash, What::File(file))?;
         index.files[file.slot.index()] += 1;
         match &mut self.run {
             Some((same, _, last)) if *same == dir && *last + 1 == entry.0 => *last = entry.0,
@@ -56,9 +51,13 @@ impl Loader {
                 self.run = Some((dir, entry.0, entry.0));
             }
         }
-        let hash = hash_in(dir, hash);
         self.pending[shard(hash)].push((hash, entry.0));
         Ok(())
+    }
+
+    /// After some thousand names: what else has to know them is told.
+    pub(super) fn pause(&mut self, index: &mut Index) {
+        index.usage.cover(index.entries.len());
     }
 
     fn end_run(&mut self, index: &mut Index) {
@@ -73,25 +72,26 @@ impl Loader {
     pub(super) fn finish(mut self, index: &mut Index) -> Vec<Taken> {
         self.end_run(index);
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-        let (entries, names, hasher) = (&index.entries, &index.names, &index.hasher);
-        let mut work: Vec<(&mut HashTable<u32>, Pending)> =
-            index.by_name.iter_mut().zip(self.pending).collect();
-        let part = work.len().div_ceil(threads);
-        std::thread::scope(|scope| {
+        let mut tables = std::mem::take(&mut index.by_name);
+        let mut work: Vec<(&mut HashTable<u32>, Pending)> = tables.iter_mut().zip(self.pending).collect();
+        let (part, index_now) = (work.len().div_ceil(threads), &*index);
+        let taken = std::thread::scope(|scope| {
             let running: Vec<_> = work
                 .chunks_mut(part)
                 .map(|part| {
                     scope.spawn(move || {
                         let mut taken = Vec::new();
                         for (table, pending) in part {
-                            enter(table, std::mem::take(pending), entries, names, hasher, &mut taken);
+                            enter(table, std::mem::take(pending), index_now, &mut taken);
                         }
                         taken
                     })
                 })
                 .collect();
             running.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
-        })
+        });
+        index.by_name = tables;
+        taken
     }
 
     /// Takes a file away whose name was taken.
@@ -107,30 +107,27 @@ impl Loader {
     }
 }
 
-fn enter(
-    table: &mut HashTable<u32>,
-    pending: Pending,
-    entries: &[Entry],
-    names: &Names,
-    hasher: &DefaultHashBuilder,
-    taken: &mut Vec<Taken>,
-) {
-    let rehash = |e: &u32| {
-        let e = &entries[*e as usize];
-        spread(hash_in(e.dir, hash_name(hasher, names.get(e.name))))
-    };
+/// Enters what is pending for a table. While that goes on, the table has places in `pending`: there the hashes are,
+/// so that names are compared, each of which is somewhere else in memory, only where two have the same.
+fn enter(table: &mut HashTable<u32>, mut pending: Pending, index: &Index, taken: &mut Vec<Taken>) {
+    let files = pending.len();
+    // Directories were entered as they were met, and come first.
+    pending.extend(table.drain().map(|dir| (index.hash_of(EntryId(dir)), dir)));
+    let rehash = |at: &u32| spread(pending[*at as usize].0);
     table.reserve(pending.len(), rehash);
-    for (hash, number) in pending {
-        let new = &entries[number as usize];
-        let same = |e: &u32| {
-            let e = &entries[*e as usize];
-            e.dir == new.dir && names.get(e.name) == names.get(new.name)
+    for at in (files..pending.len()).chain(0..files) {
+        let (hash, number) = pending[at];
+        let same = |other: &u32| {
+            let (its_hash, other) = pending[*other as usize];
+            its_hash == hash && index.place(EntryId(other)) == index.place(EntryId(number))
         };
-        match table.find(spread(hash), same) {
-            Some(by) => taken.push(Taken { entry: EntryId(number), by: EntryId(*by) }),
-            None => {
-                table.insert_unique(spread(hash), number, rehash);
+        match table.entry(spread(hash), same, rehash) {
+            Place::Occupied(by) => {
+                let by = EntryId(pending[*by.get() as usize].1);
+                taken.push(Taken { entry: EntryId(number), by });
             }
+            Place::Vacant(place) => drop(place.insert(at as u32)),
         }
     }
+    table.iter_mut().for_each(|at| *at = pending[*at as usize].1);
 }

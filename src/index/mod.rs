@@ -13,6 +13,7 @@
 mod change;
 mod children;
 mod entry;
+mod hash;
 mod join;
 mod known;
 mod load;
@@ -25,16 +26,17 @@ mod scan;
 mod source;
 mod usage;
 
-use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
 use children::Children;
 use entry::{Entry, SHADOWED};
 pub use entry::{EntryId, FileRef, What};
+use hash::{NameHash, SHARDS, shard, spread};
 pub use join::{Joined, Joining, Subtree, merge_subtree, read_subtree};
 pub use members::DirName;
-use names::Names;
+use names::{NameRef, Names};
 pub use node::{DirId, Kind, MAX_BACKINGS, Node, NodeId, PackedIno, Slot, SlotSet};
 pub use report::{Problem, Progress, Report};
 pub(crate) use scan::identify;
@@ -42,8 +44,6 @@ pub use scan::{MAX_DEPTH, scan};
 pub use source::{Passed, Sieve, Source};
 pub use usage::{CreatorCode, Moment};
 
-/// Tables of names. Several, so that one that grows moves a small part of all names at a time.
-const SHARDS: usize = 64;
 const NO_ENTRY: u32 = u32::MAX;
 
 /// Why a name can't be added.
@@ -69,6 +69,8 @@ struct Dir {
     /// The backings that have it.
     slots: SlotSet,
     children: Children,
+    /// How often what it shows has changed.
+    changes: AtomicU64,
     /// Where its number is kept for a daemon after this one.
     kept: numbers::Kept,
 }
@@ -93,6 +95,9 @@ pub struct Index {
     numbers: numbers::Numbers,
     /// The backings that names can be entered on.
     members: SlotSet,
+    /// Hashes names.
+    hashing: NameHash,
+    /// Hashes nodes.
     hasher: DefaultHashBuilder,
 }
 
@@ -116,6 +121,7 @@ impl Index {
             subdirs: 0,
             slots: members,
             children: Children::default(),
+            changes: AtomicU64::new(0),
             kept: numbers::Kept::default(),
         };
         index.dirs.insert(DirId::ROOT, root);
@@ -126,7 +132,7 @@ impl Index {
 
     /// What `name` in `dir` stands for.
     pub fn find(&self, dir: DirId, name: &[u8]) -> Option<(EntryId, What)> {
-        let hash = self.hash(dir, name);
+        let hash = self.hashing.of(dir, name);
         let found = self.by_name[shard(hash)].find(spread(hash), |e| self.is(*e, dir, name))?;
         Some((EntryId(*found), self.entries[*found as usize].target.what()))
     }
@@ -160,6 +166,11 @@ impl Index {
     /// Whether no visible name is in the directory.
     pub fn is_empty(&self, dir: DirId) -> bool {
         self.dirs.get(&dir).is_none_or(|dir| dir.children.is_empty())
+    }
+
+    /// How many entries the directory has.
+    pub fn entries(&self, dir: DirId) -> u64 {
+        self.dirs.get(&dir).map_or(0, |dir| dir.children.len())
     }
 
     /// The directory's own place: parent and name. `None` for the root, or when it was removed.
@@ -214,6 +225,11 @@ impl Index {
         self.dirs.get(&dir).map(|dir| dir.children.from(from)).into_iter().flatten().map(EntryId)
     }
 
+    /// How often what the directory shows has changed. `None` when it was removed.
+    pub fn changes(&self, dir: DirId) -> Option<u64> {
+        self.dirs.get(&dir).map(|dir| dir.changes.load(SeqCst))
+    }
+
     /// The backings with a copy of this path that is not the file.
     pub fn shadows(&self, entry: EntryId) -> SlotSet {
         if self.entries[entry.0 as usize].target.0 & SHADOWED == 0 {
@@ -256,30 +272,6 @@ impl Index {
         let entry = &self.entries[entry as usize];
         entry.dir == dir && self.names.get(entry.name) == name
     }
-
-    fn hash(&self, dir: DirId, name: &[u8]) -> u32 {
-        hash_in(dir, hash_name(&self.hasher, name))
-    }
-}
-
-/// A name's hash, whatever its directory: the scan's threads make it before the directory has a number.
-fn hash_name(hasher: &DefaultHashBuilder, name: &[u8]) -> u64 {
-    hasher.hash_one(name)
-}
-
-/// The hash of a name in a directory.
-fn hash_in(dir: DirId, name: u64) -> u32 {
-    let mixed = name ^ u64::from(dir.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32
-}
-
-/// For a table, which looks at the lowest and at the highest bits of 64.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-fn shard(hash: u32) -> usize {
-    hash as usize >> 26
 }
 
 #[cfg(test)]

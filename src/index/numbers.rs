@@ -10,8 +10,8 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::entry::Entry;
-use super::{DirId, EntryId, Index, What};
-use crate::supervise::{State, name_hash, place_hash};
+use super::{DirId, EntryId, Index, NameHash, What};
+use crate::supervise::{State, name_hash};
 
 /// Where a directory's number is written down, if it is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,7 +23,7 @@ pub(super) struct Numbers {
     state: Option<Arc<State>>,
     /// Those of the daemon before that haven't been found yet: the number, and where it's written down.
     former: HashMap<(DirId, u64), (DirId, u32)>,
-    /// The same of entries, by the hash of directory and name.
+    /// The same of entries, by the hash of directory and name; 0 is no hash.
     former_entries: HashMap<u32, u32>,
 }
 
@@ -46,16 +46,16 @@ impl Numbers {
     }
 
     /// The number that the entry of this name had.
-    pub(super) fn of_entry(&mut self, dir: DirId, name: &[u8]) -> Option<u32> {
+    pub(super) fn of_entry(&mut self, hash: u32) -> Option<u32> {
         if self.former_entries.is_empty() {
             return None;
         }
-        self.former_entries.remove(&place_hash(dir.0, name))
+        self.former_entries.remove(&hash.max(1))
     }
 
-    pub(super) fn keep_entry(&self, entry: u32, dir: DirId, name: &[u8]) {
+    pub(super) fn keep_entry(&self, entry: u32, hash: u32) {
         if let Some(state) = &self.state {
-            state.keep_name(entry, dir.0, name);
+            state.keep_name(entry, hash.max(1));
         }
     }
 
@@ -82,6 +82,7 @@ impl Numbers {
 impl Index {
     /// Numbers of directories are kept in this state, and those that it has are given again.
     pub fn keep_in(&mut self, state: Arc<State>) {
+        self.hashing = NameHash::seeded(state.seed(self.hashing.seed()));
         self.next_dir = state.next_dir().max(1);
         let known = state.dirs().into_iter();
         self.numbers.former =
@@ -118,7 +119,7 @@ impl Index {
     /// Writes down where the entry is now.
     pub(super) fn keep_place(&mut self, entry: EntryId) {
         let at = &self.entries[entry.0 as usize];
-        self.numbers.keep_entry(entry.0, at.dir, self.names.get(at.name));
+        self.numbers.keep_entry(entry.0, self.hash_of(entry));
         let What::Dir(id) = at.target.what() else { return };
         if let Some(dir) = self.dirs.get_mut(&id) {
             dir.kept = self.numbers.moved(dir.kept, id, at.dir, self.names.get(at.name));

@@ -16,6 +16,8 @@ pub struct Problem {
     pub path: Vec<u8>,
     /// What is wrong with it.
     pub what: String,
+    /// It can be read, but something of the same name on another backing hides it.
+    pub is_hidden: bool,
 }
 
 impl fmt::Display for Problem {

@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxFla
 
 use super::join::Joined;
 use super::load::{Loader, Taken};
+use super::names::{Block, NameRef};
 use super::report::{Problem, Progress, Report};
 use super::source::Source;
 use super::{AddError, DirId, EntryId, FileRef, Index, Kind, Slot, SlotSet, What};
@@ -28,9 +29,6 @@ const DENTS_BUFFER: usize = 256 << 10;
 /// How paths are walked.
 const BENEATH: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
-/// Names handed over at a time. Waking the other thread costs more than a cache miss: 1024 at a time took
-/// twice as long.
-const BATCH: usize = 16384;
 
 /// Reads all backings into a new index. With a state directories have the numbers that it knows them by.
 pub fn scan(
@@ -58,7 +56,7 @@ pub fn scan(
     let started = Instant::now();
     let mut report = Report::default();
     let mut told = started;
-    let hash = Loader::hasher(&index);
+    let hashing = index.hashing;
     let mut loader = Loader::new();
     // Batches go round: new memory for each would cost more than filling them.
     let used = &Mutex::new(Vec::new());
@@ -66,12 +64,12 @@ pub fn scan(
         let (send, receive) = mpsc::sync_channel::<Batch>(32);
         for (n, source) in sources.iter().enumerate() {
             let send = send.clone();
-            let hash = hash.clone();
             let hand_over = move |batch| {
                 // The receiver is gone only when the scan has failed as a whole.
                 let _ = send.send(batch);
                 used.lock().pop()
             };
+            let hash = move |name: &[u8]| hashing.of_name(name);
             scope.spawn(move || Reader::new(n, source, hash, hand_over).read());
         }
         drop(send);
@@ -97,17 +95,29 @@ pub fn scan(
         Loader::discard(&mut index, entry);
         duplicate(&mut index, file, by, Some(&newest), &mut report);
     }
+    give_back();
     index.is_found();
     report.elapsed = started.elapsed();
     progress(Progress { names: report.names, elapsed: report.elapsed });
     Ok((index, report))
 }
 
-/// Names as a reader met them.
+/// Gives back what the scan needed for itself, some 8 bytes a name: freed a little here and there, the allocator
+/// would keep it.
+fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number, and touches nothing but memory that is free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Names as a reader met them: as many as a block has room for. Waking the other thread costs more than a cache
+/// miss: 1024 at a time took twice as long.
 #[derive(Default)]
 pub(super) struct Batch {
     source: usize,
-    names: Vec<u8>,
+    names: Block,
     entries: Vec<Met>,
     /// Directories, by the reader's number, that turned out to be no part of the backing.
     foreign: Vec<u32>,
@@ -118,7 +128,7 @@ pub(super) struct Batch {
 struct Met {
     /// The directory, by the reader's number.
     dir: u32,
-    name_len: u8,
+    name: NameRef,
     kind: Kind,
     ino: u64,
     /// The name's hash.
@@ -152,31 +162,9 @@ impl Merge<'_> {
         report: &mut Report,
     ) -> Result<(), AddError> {
         report.names += batch.entries.len() as u64;
-        let mut at = 0;
-        for met in &batch.entries {
-            let name = &batch.names[at..at + usize::from(met.name_len)];
-            at += name.len();
-            let dir = self.dirs[met.dir as usize];
-            if met.kind == Kind::Dir {
-                let id = match &mut files {
-                    Files::Load(_) => self.dir(dir, name, report)?,
-                    Files::Enter(joined) => self.enter_dir(dir, name, joined, report)?,
-                };
-                self.dirs.push(id);
-                continue;
-            }
-            let ino = self.index.pack_ino(met.ino);
-            let file = FileRef { slot: self.source.slot, ino, kind: met.kind, reason: self.source.reason };
-            match &mut files {
-                Files::Load(loader) => loader.add(self.index, dir, name, met.hash, file)?,
-                Files::Enter(joined) => match self.index.add_file(dir, name, file) {
-                    Ok(Ok(_)) => joined.appeared(dir, name),
-                    Ok(Err(entry)) => joined.taken.push((entry, file)),
-                    // Removed while this was read.
-                    Err(AddError::DirGone) => {}
-                    Err(e) => return Err(e),
-                },
-            }
+        match &mut files {
+            Files::Load(loader) => self.load(batch, loader, report)?,
+            Files::Enter(joined) => self.enter(batch, joined, report)?,
         }
         for number in batch.foreign.drain(..) {
             self.leave_out(self.dirs[number as usize]);
@@ -184,6 +172,55 @@ impl Merge<'_> {
         batch.problems.drain(..).for_each(|problem| report.add(problem));
         report.leftovers.append(&mut batch.leftovers);
         Ok(())
+    }
+
+    /// Loads what a batch has; its names stay where the reader wrote them.
+    fn load(&mut self, batch: &mut Batch, loader: &mut Loader, report: &mut Report) -> Result<(), AddError> {
+        let adopted = self.index.names.adopt(&mut batch.names);
+        for met in &batch.entries {
+            let dir = self.dirs[met.dir as usize];
+            let name = match adopted {
+                Some(block) => block.within(met.name),
+                None => self.index.names.add(batch.names.get(met.name)).ok_or(AddError::Full)?,
+            };
+            if met.kind == Kind::Dir {
+                let bytes = self.index.names.get(name).to_vec();
+                self.index.names.remove(name);
+                let id = self.dir(dir, &bytes, report)?;
+                self.dirs.push(id);
+                continue;
+            }
+            let file = self.file(met);
+            loader.add(self.index, dir, name, met.hash, file)?;
+        }
+        loader.pause(self.index);
+        Ok(())
+    }
+
+    /// Enters what a batch has, while others use the index.
+    fn enter(&mut self, batch: &Batch, joined: &mut Joined, report: &mut Report) -> Result<(), AddError> {
+        for met in &batch.entries {
+            let (dir, name) = (self.dirs[met.dir as usize], batch.names.get(met.name));
+            if met.kind == Kind::Dir {
+                let id = self.enter_dir(dir, name, joined, report)?;
+                self.dirs.push(id);
+                continue;
+            }
+            let file = self.file(met);
+            match self.index.add_file(dir, name, file) {
+                Ok(Ok(_)) => joined.appeared(dir, name),
+                Ok(Err(entry)) => joined.taken.push((entry, file)),
+                // Removed while this was read.
+                Err(AddError::DirGone) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, met: &Met) -> FileRef {
+        let ino = self.index.pack_ino(met.ino);
+        FileRef { slot: self.source.slot, ino, kind: met.kind, reason: self.source.reason }
     }
 
     /// A directory isn't part of the backing after all.
@@ -222,7 +259,7 @@ impl Merge<'_> {
                 What::File(_) => {
                     let what = "a file of the same name on another backing hides this directory".into();
                     let path = self.index.path_of(dir, name);
-                    report.add(Problem { slot: self.source.slot, path, what });
+                    report.add(Problem { slot: self.source.slot, path, what, is_hidden: true });
                     Ok(DirId::NONE)
                 }
             },
@@ -285,7 +322,7 @@ pub(super) fn duplicate(
 
 fn hidden_by_dir(index: &Index, slot: Slot, dir: DirId, name: &[u8]) -> Problem {
     let what = "a directory of the same name on another backing hides this file".into();
-    Problem { slot, path: index.path_of(dir, name), what }
+    Problem { slot, path: index.path_of(dir, name), what, is_hidden: true }
 }
 
 /// Reads one backing.
@@ -396,14 +433,22 @@ impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch) -> Option<Batch>> Reader<'a, H, F>
                 subdirs.push((self.next_dir, name.to_vec()));
                 self.next_dir += 1;
             }
+            let Some(at) = self.keep(name) else { continue };
             let hash = (self.hash)(name);
-            self.batch.names.extend_from_slice(name);
-            self.batch.entries.push(Met { dir: number, name_len: name.len() as u8, kind, ino, hash });
-            if self.batch.entries.len() >= BATCH {
-                self.hand_over();
-            }
+            self.batch.entries.push(Met { dir: number, name: at, kind, ino, hash });
         }
         subdirs
+    }
+
+    /// Keeps a name, in the next batch if this one is full. `None` for one longer than any directory's.
+    fn keep(&mut self, name: &[u8]) -> Option<NameRef> {
+        if name.len() > 255 {
+            return None;
+        }
+        self.batch.names.add(name).or_else(|| {
+            self.hand_over();
+            self.batch.names.add(name)
+        })
     }
 
     fn path_of(&self, name: &[u8]) -> Vec<u8> {
@@ -411,7 +456,8 @@ impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch) -> Option<Batch>> Reader<'a, H, F>
     }
 
     fn report(&mut self, what: String) {
-        self.batch.problems.push(Problem { slot: self.source.slot, path: self.path.clone(), what });
+        let (slot, path) = (self.source.slot, self.path.clone());
+        self.batch.problems.push(Problem { slot, path, what, is_hidden: false });
     }
 
     fn hand_over(&mut self) {
@@ -426,12 +472,7 @@ impl<'a, H: Fn(&[u8]) -> u64, F: FnMut(Batch) -> Option<Batch>> Reader<'a, H, F>
 
 impl Batch {
     fn new(source: usize) -> Batch {
-        Batch {
-            source,
-            names: Vec::with_capacity(BATCH * 64),
-            entries: Vec::with_capacity(BATCH),
-            ..Batch::default()
-        }
+        Batch { source, names: Block::new(), ..Batch::default() }
     }
 
     /// Names that aren't directories, and what could not be read.
@@ -442,7 +483,7 @@ impl Batch {
 
     /// The same memory, for another source.
     fn emptied(mut self, source: usize) -> Batch {
-        self.names.clear();
+        self.names.reuse();
         self.entries.clear();
         Batch { source, foreign: Vec::new(), problems: Vec::new(), leftovers: Vec::new(), ..self }
     }

@@ -2,13 +2,15 @@
 //!
 //! What always holds: eight bytes a name, four of them only once sizes are counted; recording a use needs
 //! the index for reading alone. The sums (by backing, and by directory with a quota) are those of the names'
-//! own sizes at every moment, whatever is renamed or removed.
+//! own sizes at every moment, whatever is renamed or removed. Of several names of a file one has its size.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use parking_lot::Mutex;
+
 use super::{DirId, EntryId, Index, MAX_BACKINGS, NodeId, PackedIno, Slot, What};
-use std::hash::BuildHasher;
 
 /// The process that made a file, as a number: retention knows what it stands for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -44,15 +46,22 @@ pub(super) struct Usage {
     counting: AtomicBool,
     by_slot: Vec<AtomicU64>,
     quotas: HashMap<DirId, Quota>,
+    /// Files that had several names when they were counted: whoever meets one by another name leaves it.
+    several: Mutex<HashSet<NodeId>>,
 }
 
 impl Usage {
+    /// There's room for this many entries, which nothing is known of.
+    pub(super) fn cover(&mut self, entries: usize) {
+        if self.stamps.len() < entries {
+            self.stamps.resize_with(entries, AtomicU32::default);
+        }
+    }
+
     /// The number stands for a new entry.
     pub(super) fn start(&mut self, number: u32) {
         let number = number as usize;
-        if self.stamps.len() <= number {
-            self.stamps.resize_with(number + 1, AtomicU32::default);
-        }
+        self.cover(number + 1);
         *self.stamps[number].get_mut() = 0;
         if *self.counting.get_mut() {
             if self.sizes.len() <= number {
@@ -155,20 +164,55 @@ impl Index {
         self.account(entry, file.slot, u64::from(grains) * GRAIN, old);
     }
 
-    /// Says how much the file behind a node that the kernel knows takes, in bytes. Of several names one counts:
-    /// the one that did, else any that the kernel knows. `false` when it knows none.
-    pub fn set_node_size(&self, slot: Slot, ino: PackedIno, bytes: u64) -> bool {
-        let node = NodeId::file(slot, ino);
-        let names = self.by_node.iter_hash(self.hasher.hash_one(node)).map(|e| EntryId(*e));
-        let mut first = None;
-        for entry in names.filter(|e| self.what(*e).node() == node) {
-            if self.size(entry) > 0 {
-                self.set_size(entry, bytes);
-                return true;
+    /// Says how much a file takes, in bytes, that was met by a name without a size.
+    pub fn count_found(&self, entry: EntryId, links: u32, bytes: u64) {
+        let Some(What::File(file)) = self.live(entry) else { return };
+        if links > 1 {
+            let mut several = self.usage.several.lock();
+            if !several.insert(file.node()) || self.sized_known(file.node()).is_some() {
+                return;
             }
-            first = first.or(Some(entry));
+            self.set_size(entry, bytes);
+        } else if self.size(entry) == 0 {
+            self.set_size(entry, bytes);
         }
-        first.inspect(|entry| self.set_size(*entry, bytes)).is_some()
+    }
+
+    /// Says how much a file takes that was changed, in bytes. Of several names one counts: the one that did, else
+    /// any.
+    pub fn count_changed(&self, slot: Slot, ino: PackedIno, links: u32, bytes: u64) {
+        let node = NodeId::file(slot, ino);
+        if links > 1 {
+            return self.count_by_any_name(slot, ino, bytes);
+        }
+        if let Some(entry) = self.sized_known(node).or_else(|| self.known(slot, ino)) {
+            self.set_size(entry, bytes);
+        }
+    }
+
+    /// The same, for a file that has or had several names.
+    pub fn count_by_any_name(&self, slot: Slot, ino: PackedIno, bytes: u64) {
+        let node = NodeId::file(slot, ino);
+        let mut several = self.usage.several.lock();
+        let was_met = !several.insert(node);
+        // One that was met by a name that the kernel doesn't know may count with that one.
+        let unknown =
+            || was_met.then(|| self.names_of(slot, ino).find(|entry| self.size(*entry) > 0)).flatten();
+        let counts = self.sized_known(node).or_else(unknown).or_else(|| self.find_node(slot, ino));
+        if let Some(entry) = counts {
+            self.set_size(entry, bytes);
+        }
+    }
+
+    /// A file with no name left.
+    pub fn count_no_more(&self, node: NodeId) {
+        self.usage.several.lock().remove(&node);
+    }
+
+    /// The name with a size, of those that the kernel knows of a node.
+    fn sized_known(&self, node: NodeId) -> Option<EntryId> {
+        let names = self.by_node.iter_hash(self.hasher.hash_one(node)).map(|e| EntryId(*e));
+        names.filter(|e| self.what(*e).node() == node).find(|e| self.size(*e) > 0)
     }
 
     /// What the file takes, as it was last told. 0 where sizes aren't counted.
@@ -284,6 +328,41 @@ mod tests {
         let again = add(&mut index, DirId::ROOT, "b", 0, 8);
         assert_eq!(again, entry);
         assert_eq!((index.use_of(again), index.size(again)), Default::default());
+    }
+
+    #[test]
+    fn of_several_names_one_counts() {
+        let mut index = Index::new(1);
+        index.start_counting();
+        let [a, b] = ["a", "b"].map(|name| add(&mut index, DirId::ROOT, name, 0, 7));
+        let ino = PackedIno::plain(7).unwrap();
+        let sizes = |index: &Index| (index.size(a), index.size(b), index.bytes_on(Slot(0)));
+        // Two passes over all files may meet it by a name each.
+        index.count_found(a, 2, 4096);
+        index.count_found(b, 2, 4096);
+        assert_eq!(sizes(&index), (4096, 0, 4096));
+        // The kernel may know another name than the one that counts.
+        index.remember(b);
+        index.count_changed(Slot(0), ino, 2, 8192);
+        assert_eq!(sizes(&index), (8192, 0, 8192));
+        index.remove(a);
+        index.count_by_any_name(Slot(0), ino, 8192);
+        assert_eq!((index.size(b), index.bytes_on(Slot(0))), (8192, 8192));
+        let c = add(&mut index, DirId::ROOT, "c", 0, 7);
+        index.count_found(c, 2, 8192);
+        assert_eq!((index.size(c), index.bytes_on(Slot(0))), (0, 8192));
+    }
+
+    #[test]
+    fn one_that_was_written_before_it_had_another_name_counts_once() {
+        let mut index = Index::new(1);
+        index.start_counting();
+        let a = add(&mut index, DirId::ROOT, "a", 0, 7);
+        index.remember(a);
+        index.count_changed(Slot(0), PackedIno::plain(7).unwrap(), 1, 4096);
+        let b = add(&mut index, DirId::ROOT, "b", 0, 7);
+        index.count_found(b, 2, 4096);
+        assert_eq!((index.size(a), index.size(b)), (4096, 0));
     }
 
     #[test]

@@ -24,8 +24,17 @@ pub(super) struct Buffer {
 
 // SAFETY: the buffer owns its memory alone.
 unsafe impl Send for Buffer {}
+// SAFETY: who shares a buffer only reads what it's filled with; who has the kernel write to it has it alone.
+unsafe impl Sync for Buffer {}
 
 impl Buffer {
+    /// One of its own, with these bytes in it.
+    pub(super) fn of(data: &[u8]) -> Buffer {
+        let mut buffer = Buffer::new(data.len());
+        buffer.fill(data);
+        buffer
+    }
+
     fn new(size: usize) -> Buffer {
         let layout = Layout::from_size_align(size.max(ALIGN).next_multiple_of(ALIGN), ALIGN)
             .expect("a request is far smaller than the address space");
@@ -43,7 +52,7 @@ impl Buffer {
     }
 
     /// Copies `data` in; it must fit.
-    pub(super) fn fill(&mut self, data: &[u8]) {
+    fn fill(&mut self, data: &[u8]) {
         assert!(data.len() <= self.size());
         // SAFETY: both are valid for data.len() bytes, and apart: the buffer is ours alone.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.as_ptr(), data.len()) };
@@ -59,6 +68,12 @@ impl Buffer {
     pub(super) fn filled(&self) -> &[u8] {
         // SAFETY: the first `filled` bytes were written by us or by the kernel.
         unsafe { std::slice::from_raw_parts(self.as_ptr(), self.filled) }
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        self.filled()
     }
 }
 
@@ -81,6 +96,13 @@ impl Pool {
         }
         let mut buffer = self.0.lock().pop().unwrap_or_else(|| Buffer::new(POOLED));
         buffer.filled = 0;
+        buffer
+    }
+
+    /// A buffer with these bytes in it.
+    pub(super) fn copy(&self, data: &[u8]) -> Buffer {
+        let mut buffer = self.take(data.len());
+        buffer.fill(data);
         buffer
     }
 

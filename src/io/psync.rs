@@ -3,24 +3,23 @@
 //! What always holds: what `super` says of every engine.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use parking_lot::Mutex;
 
 use super::buffer::{Buffer, Pool};
-use super::{Engine, IoFile, ReadDone, WriteDone, asked};
+use super::{Engine, IoFile, Payload, ReadDone, WriteDone, asked};
 
 enum Job {
     Read { file: Arc<IoFile>, offset: u64, len: usize, done: ReadDone },
-    Write { file: Arc<IoFile>, offset: u64, data: Buffer, done: WriteDone },
+    Write { file: Arc<IoFile>, offset: u64, data: Payload, done: WriteDone },
 }
 
 /// A pool of threads. They end when the engine is dropped and its last job is done.
 pub(super) struct Psync {
     jobs: Sender<Job>,
-    pool: Arc<Pool>,
 }
 
 impl Psync {
@@ -32,7 +31,7 @@ impl Psync {
             let (queue, pool) = (queue.clone(), pool.clone());
             std::thread::Builder::new().name(format!("kvfs-io-{n}")).spawn(move || work(&queue, &pool))?;
         }
-        Ok(Psync { jobs, pool })
+        Ok(Psync { jobs })
     }
 
     fn send(&self, job: Job) {
@@ -50,10 +49,8 @@ impl Engine for Psync {
         self.send(Job::Read { file, offset, len, done });
     }
 
-    fn write(&self, file: Arc<IoFile>, offset: u64, data: &[u8], done: WriteDone) {
-        let mut buffer = self.pool.take(data.len());
-        buffer.fill(data);
-        self.send(Job::Write { file, offset, data: buffer, done });
+    fn write(&self, file: Arc<IoFile>, offset: u64, data: Payload, done: WriteDone) {
+        self.send(Job::Write { file, offset, data, done });
     }
 }
 
@@ -62,18 +59,20 @@ fn work(queue: &Mutex<Receiver<Job>>, pool: &Pool) {
         let job = queue.lock().recv();
         match job {
             Ok(Job::Read { file, offset, len, done }) => {
-                let (start, size) = file.window(offset, len);
+                let (fd, start, size) = file.for_read(offset, len);
                 let mut buffer = pool.take(size);
                 done(
-                    read(file.fd.as_fd(), start, size, &mut buffer)
+                    read(fd, start, size, &mut buffer)
                         .map(|got| asked(buffer.filled(), start, got, offset, len)),
                 );
                 pool.give_back(buffer);
             }
             Ok(Job::Write { file, offset, data, done }) => {
-                let len = data.filled().len();
-                done(file.for_write(offset, len).and_then(|fd| write(fd, offset, data.filled())));
-                pool.give_back(data);
+                let len = data.bytes().len();
+                let copy = file.wants_copy(offset, &data).then(|| pool.copy(data.bytes()));
+                let bytes = copy.as_ref().map_or(data.bytes(), Buffer::filled);
+                done(file.for_write(offset, len).and_then(|fd| write(fd, offset, bytes)));
+                copy.into_iter().for_each(|copy| pool.give_back(copy));
             }
             Err(_) => return,
         }
@@ -98,7 +97,8 @@ fn read(fd: BorrowedFd<'_>, start: u64, size: usize, buffer: &mut Buffer) -> io:
     Ok(got)
 }
 
-fn write(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> io::Result<usize> {
+/// Writes all of it, or as much as the disk takes.
+pub(super) fn write(fd: BorrowedFd<'_>, offset: u64, data: &[u8]) -> io::Result<usize> {
     let mut put = 0;
     while put < data.len() {
         match rustix::io::pwrite(fd, &data[put..], offset + put as u64) {

@@ -5,7 +5,7 @@
 //! descriptor that is gone. One thread per ring waits for completions and answers.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use slab::Slab;
 
 use super::buffer::{Buffer, Pool};
-use super::{Engine, IoFile, ReadDone, WriteDone, asked};
+use super::{Engine, IoFile, Payload, ReadDone, WriteDone, asked};
 use crate::supervise::Lifeline;
 
 const ENTRIES: u32 = 256;
@@ -23,14 +23,38 @@ const WORKERS: u32 = 512;
 const STOP: u64 = u64::MAX;
 
 enum Kind {
-    Read { offset: u64, len: usize, done: ReadDone },
-    Write { done: WriteDone },
+    /// `fd` is one of the file's.
+    Read {
+        fd: RawFd,
+        offset: u64,
+        len: usize,
+        done: ReadDone,
+    },
+    Write {
+        done: WriteDone,
+    },
+}
+
+/// The memory of a request.
+enum Data {
+    Own(Buffer),
+    Lent(Payload),
+}
+
+impl Data {
+    /// Of what is lent the kernel only reads.
+    fn as_ptr(&self) -> *mut u8 {
+        match self {
+            Data::Own(buffer) => buffer.as_ptr(),
+            Data::Lent(payload) => payload.bytes().as_ptr().cast_mut(),
+        }
+    }
 }
 
 /// A request on its way. `start` and `size` are its aligned window; `moved` of it is done.
 struct Op {
     file: Arc<IoFile>,
-    buffer: Buffer,
+    data: Data,
     start: u64,
     size: usize,
     moved: usize,
@@ -79,17 +103,20 @@ impl Engine for Uring {
 
     fn read(&self, file: Arc<IoFile>, offset: u64, len: usize, done: ReadDone) {
         let ring = self.ring();
-        let (start, size) = file.window(offset, len);
-        let buffer = ring.pool.take(size);
-        ring.start(Op { file, buffer, start, size, moved: 0, kind: Kind::Read { offset, len, done } });
+        let (fd, start, size) = file.for_read(offset, len);
+        let fd = fd.as_raw_fd();
+        let data = Data::Own(ring.pool.take(size));
+        ring.start(Op { file, data, start, size, moved: 0, kind: Kind::Read { fd, offset, len, done } });
     }
 
-    fn write(&self, file: Arc<IoFile>, offset: u64, data: &[u8], done: WriteDone) {
+    fn write(&self, file: Arc<IoFile>, offset: u64, data: Payload, done: WriteDone) {
         let ring = self.ring();
-        let mut buffer = ring.pool.take(data.len());
-        buffer.fill(data);
-        let size = data.len();
-        ring.start(Op { file, buffer, start: offset, size, moved: 0, kind: Kind::Write { done } });
+        let size = data.bytes().len();
+        let data = match file.wants_copy(offset, &data) {
+            true => Data::Own(ring.pool.copy(data.bytes())),
+            false => Data::Lent(data),
+        };
+        ring.start(Op { file, data, start: offset, size, moved: 0, kind: Kind::Write { done } });
     }
 }
 
@@ -116,14 +143,12 @@ impl Ring {
     /// Submits the rest of a request. The error gives the request back.
     fn submit(&self, ops: &mut Slab<Op>, key: usize) -> Result<(), (Op, io::Error)> {
         let op = &ops[key];
-        // SAFETY: moved <= size <= the buffer's size.
-        let at = unsafe { op.buffer.as_ptr().add(op.moved) };
+        // SAFETY: moved <= size <= the memory's size.
+        let at = unsafe { op.data.as_ptr().add(op.moved) };
         let rest = (op.size - op.moved) as u32;
         let offset = op.start + op.moved as u64;
         let entry = match &op.kind {
-            Kind::Read { .. } => {
-                opcode::Read::new(types::Fd(op.file.fd.as_raw_fd()), at, rest).offset(offset).build()
-            }
+            Kind::Read { fd, .. } => opcode::Read::new(types::Fd(*fd), at, rest).offset(offset).build(),
             Kind::Write { .. } => match op.file.for_write(op.start, op.size) {
                 Ok(fd) => opcode::Write::new(types::Fd(fd.as_raw_fd()), at, rest).offset(offset).build(),
                 Err(e) => return Err((ops.remove(key), e)),
@@ -211,14 +236,18 @@ impl Ring {
     }
 
     fn finish(&self, op: Op, outcome: io::Result<usize>) {
-        let Op { mut buffer, start, kind, .. } = op;
-        match kind {
-            Kind::Read { offset, len, done } => done(outcome.map(|got| {
+        let Op { mut data, start, kind, .. } = op;
+        match (kind, &mut data) {
+            (Kind::Read { offset, len, done, .. }, Data::Own(buffer)) => done(outcome.map(|got| {
                 buffer.set_filled(got);
                 asked(buffer.filled(), start, got, offset, len)
             })),
-            Kind::Write { done } => done(outcome),
+            // Nothing is read to what is lent.
+            (Kind::Read { done, .. }, Data::Lent(_)) => done(Err(io::ErrorKind::InvalidInput.into())),
+            (Kind::Write { done }, _) => done(outcome),
         }
-        self.pool.give_back(buffer);
+        if let Data::Own(buffer) = data {
+            self.pool.give_back(buffer);
+        }
     }
 }

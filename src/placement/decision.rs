@@ -69,6 +69,27 @@ impl Reason {
         self as u8
     }
 
+    /// Its name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FoundAtScan => "found_at_scan",
+            Self::RankInTitle => "rank_in_title",
+            Self::RankInName => "rank_in_name",
+            Self::Hash => "hash",
+            Self::Spilled => "spilled",
+            Self::Probed => "probed",
+            Self::SameAsSource => "same_as_source",
+            Self::Directory => "directory",
+            Self::GpuMap => "gpu_map",
+            Self::Driver => "driver",
+            Self::VisibleDevices => "visible_devices",
+            Self::Turn => "turn",
+            Self::MostFree => "most_free",
+            Self::Nearest => "nearest",
+            Self::Moved => "moved",
+        }
+    }
+
     /// The reason that has this code, if there is one.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.get(usize::from(code)).copied()
@@ -127,6 +148,16 @@ pub struct Detail {
     preferred: u8,
     slot: u8,
     backings: usize,
+}
+
+impl Detail {
+    /// The number of the GPU that the file belongs to, where that was found out.
+    pub fn gpu(&self) -> Option<u64> {
+        match self.basis {
+            Basis::Gpu(gpu) | Basis::Mapped(gpu) => Some(gpu.number()),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Detail {

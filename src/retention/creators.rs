@@ -197,6 +197,11 @@ impl Creators {
         }
     }
 
+    /// Whether the process that made a file with this record has certainly ended.
+    pub fn has_ended(&self, record: &Record) -> bool {
+        self.of_record(record) == GONE
+    }
+
     /// Whether the code stands for a process that was there when it was last asked about.
     pub fn is_living(code: CreatorCode) -> bool {
         code.0 >= FIRST

@@ -5,14 +5,12 @@
 //! are counted; and only once room gets short, unless sizes are counted. It's in no hurry unless somebody
 //! waits for room: half of the time it rests. Each file system is surveyed by itself.
 
-use std::cell::RefCell;
-use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::creators::{ANYONE, GONE, UNDECIDED};
 use super::{Evict, Record, Retention, Seen, Store, is_known_by_memory, place, recency};
 use crate::backing::Backing;
-use crate::index::{CreatorCode, EntryId, Index, Kind, Moment, NodeId, Slot};
+use crate::index::{CreatorCode, EntryId, Index, Kind, Moment, Slot};
 
 /// Names gone through between rests.
 const AT_A_TIME: u32 = 1024;
@@ -34,8 +32,6 @@ pub(super) struct Survey {
     uses: Vec<(Slot, recency::Uses)>,
     /// Before that, no process began that is there now and could be a client; `None`: can't be told.
     clients_since: Option<SystemTime>,
-    /// Files with several names of which one was counted.
-    counted: RefCell<HashSet<NodeId>>,
 }
 
 impl Survey {
@@ -51,13 +47,7 @@ impl Survey {
                 if retention.options.evict == Evict::Lru { recency::load(b) } else { Default::default() };
             (b.slot, uses)
         };
-        Survey {
-            next: 0,
-            end,
-            uses: backings.map(uses).collect(),
-            clients_since: clients_since(retention),
-            counted: RefCell::default(),
-        }
+        Survey { next: 0, end, uses: backings.map(uses).collect(), clients_since: clients_since(retention) }
     }
 
     /// Looks at some files; `None` when all were looked at, else how far it is. `hurried` says whether
@@ -148,9 +138,8 @@ impl Survey {
         }
         if let (true, Some(seen)) = (is_counting, &seen)
             && index.size(file.entry) == 0
-            && (seen.links <= 1 || self.counted.borrow_mut().insert(file.file.node()))
         {
-            index.set_size(file.entry, seen.bytes);
+            index.count_found(file.entry, seen.links, seen.bytes);
         }
     }
 

@@ -425,6 +425,11 @@ impl Notify {
     pub fn ready(&self) {
         let _ = notify(&self.0, "READY=1", None);
     }
+
+    /// The service lives.
+    pub(super) fn lives(&self) {
+        let _ = notify(&self.0, "WATCHDOG=1", None);
+    }
 }
 
 fn notify(socket: &UnixDatagram, text: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {

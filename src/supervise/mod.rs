@@ -25,6 +25,7 @@ mod parent;
 mod places;
 mod state;
 mod twice;
+mod watchdog;
 mod work;
 
 pub use clients::{BufferRecord, RECORD_ROOM, TokenRecord};
@@ -34,11 +35,12 @@ pub use keeper::{HANDED_OVER, Keeper, Kept, Notify, Tag};
 pub use lifeline::Lifeline;
 pub use opened::{HandleRecord, NodeRecord};
 pub use parent::{Start, supervise};
-pub use places::{name_hash, place_hash};
+pub use places::name_hash;
 pub use state::{STATE_VERSION, State, StateError};
+pub use watchdog::Watchdog;
 pub use work::{
-    Deadly, HandedOver, Intent, Outcome, Path, Work, hand_over, is_done, is_sent_again, unique, was_begun,
-    was_intended,
+    Deadly, HandedOver, Intent, Outcome, Path, Work, asked_by, asking_thread, hand_over, is_done,
+    is_sent_again, unique, was_begun, was_intended,
 };
 
 /// What a daemon needs of all this.

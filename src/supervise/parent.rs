@@ -71,6 +71,8 @@ struct Daemon {
     socket: OwnedFd,
     since: Instant,
     up: bool,
+    /// It has let go of its end, and is about to be gone: how long that takes is up to its drives.
+    hung_up: bool,
 }
 
 /// Starts the daemon, and again, until it ends by itself: its exit status.
@@ -81,22 +83,8 @@ pub fn supervise(start: Start) -> io::Result<u8> {
     let pointers = |strings: &[CString]| {
         strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
     };
-    let mut parent = Parent {
-        executable,
-        former: None,
-        fell_back: false,
-        words: pointers(&words),
-        environment: pointers(&environment),
-        kept: Vec::with_capacity(KEPT),
-        daemon: None,
-        ready,
-        notify,
-        was_up: false,
-        failed: 0,
-        delay: Duration::ZERO,
-        signal: 0,
-        pending: None,
-    };
+    let mut parent =
+        Parent { ready, notify, ..Parent::of(executable, pointers(&words), pointers(&environment)) };
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         signals.add(signal);
@@ -112,13 +100,43 @@ pub fn supervise(start: Start) -> io::Result<u8> {
 }
 
 impl Parent {
+    /// One that has started nothing yet.
+    fn of(
+        executable: OwnedFd,
+        words: Vec<*const libc::c_char>,
+        environment: Vec<*const libc::c_char>,
+    ) -> Parent {
+        Parent {
+            executable,
+            former: None,
+            fell_back: false,
+            words,
+            environment,
+            kept: Vec::with_capacity(KEPT),
+            daemon: None,
+            ready: None,
+            notify: None,
+            was_up: false,
+            failed: 0,
+            delay: Duration::ZERO,
+            signal: 0,
+            pending: None,
+        }
+    }
+
     fn start(&mut self) -> io::Result<()> {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         // SAFETY: this process has one thread.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => {
-                self.daemon = Some(Daemon { pid: child, socket: ours, since: Instant::now(), up: false });
+                self.daemon = Some(Daemon {
+                    pid: child,
+                    socket: ours,
+                    since: Instant::now(),
+                    up: false,
+                    hung_up: false,
+                });
                 Ok(())
             }
             ForkResult::Child => self.become_daemon(&theirs),
@@ -160,7 +178,7 @@ impl Parent {
             nap.map(|nap| Timespec { tv_sec: nap.as_secs() as i64, tv_nsec: nap.subsec_nanos().into() });
         let told = signals.as_fd();
         let ended = match &self.daemon {
-            Some(daemon) => {
+            Some(daemon) if !daemon.hung_up => {
                 let mut fds = [PollFd::new(&told, PollFlags::IN), PollFd::new(&daemon.socket, PollFlags::IN)];
                 match poll(&mut fds, timeout.as_ref()) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -172,7 +190,7 @@ impl Parent {
                 }
                 self.look(signals)?
             }
-            None => {
+            _ => {
                 let _ = poll(&mut [PollFd::new(&told, PollFlags::IN)], timeout.as_ref());
                 self.look(signals)?
             }
@@ -303,7 +321,10 @@ impl Parent {
                 }
                 Ok(Some((Word::Sync, _))) => drop(say(daemon.socket.as_fd(), Word::Sync, None)),
                 Ok(Some(_)) | Err(_) => {}
-                Ok(None) => return,
+                Ok(None) => {
+                    daemon.hung_up = true;
+                    return;
+                }
             }
         }
     }
@@ -331,3 +352,45 @@ impl Parent {
 }
 
 const _: () = assert!(SOCKET_FD > 2 as RawFd);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_takes_long_to_end_is_waited_for_in_peace() {
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGUSR1);
+        signals.thread_block().unwrap();
+        let told = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (socket, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        drop(theirs);
+        let executable = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+        let pid = Pid::from_raw(child.id() as i32);
+        let mut parent = Parent {
+            daemon: Some(Daemon { pid, socket, since: Instant::now(), up: true, hung_up: false }),
+            ..Parent::of(executable, Vec::new(), Vec::new())
+        };
+        // To this thread: others of the test's process don't block it.
+        let this = rustix::thread::gettid().as_raw_nonzero().get();
+        let sent = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let sending = sent.clone();
+        let later = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            sending.store(true, std::sync::atomic::Ordering::SeqCst);
+            // SAFETY: a system call with integers.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), this, libc::SIGUSR1) };
+        });
+        // The first time it hears that nobody is at the other end; then it sleeps until there's a signal.
+        let mut waits = 0;
+        while !sent.load(std::sync::atomic::Ordering::SeqCst) {
+            assert_eq!(parent.wait(&told).unwrap(), None);
+            waits += 1;
+        }
+        later.join().unwrap();
+        let _ = (child.kill(), child.wait());
+        assert!(waits <= 3, "it asked {waits} times");
+    }
+}

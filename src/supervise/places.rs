@@ -29,10 +29,18 @@ impl DirSlot {
 impl State {
     // ---- names ----
 
-    /// Keeps the number of a name's entry, which is its place in a listing.
-    pub fn keep_name(&self, at: u32, dir: u32, name: &[u8]) {
+    /// The seed of the names' hashes: this one, unless a daemon before has chosen another.
+    pub fn seed(&self, new: u64) -> u64 {
+        // 0: none was chosen.
+        let seed = &self.header().seed;
+        seed.compare_exchange(0, new.max(1), AcqRel, Acquire).map_or_else(|chosen| chosen, |_| new.max(1))
+    }
+
+    /// Keeps the number of a name's entry, which is its place in a listing, by the hash of the name in its
+    /// directory, which isn't 0.
+    pub fn keep_name(&self, at: u32, hash: u32) {
         if let Some(slot) = self.layout().names.get(at as usize) {
-            slot.store(place_hash(dir, name), Relaxed);
+            slot.store(hash, Relaxed);
             if at >= self.header().names_end.load(Relaxed) {
                 self.header().names_end.fetch_max(at.saturating_add(1), Release);
             }
@@ -46,7 +54,7 @@ impl State {
         }
     }
 
-    /// All numbers there were, by what [`place_hash`] says of the names that had them; and where they end.
+    /// All numbers there were, by the hashes of the names that had them; and where they end.
     pub fn names(&self) -> (hashbrown::HashMap<u32, u32>, u32) {
         let end = self.header().names_end.load(Acquire);
         let hash = |at: u32| self.layout().names[at as usize].load(Relaxed);
@@ -96,9 +104,4 @@ impl State {
 pub fn name_hash(name: &[u8]) -> u64 {
     // 0 is a free record.
     xxhash_rust::xxh3::xxh3_64(name).max(1)
-}
-
-/// A name in a directory as its number's record has it.
-pub fn place_hash(dir: u32, name: &[u8]) -> u32 {
-    (xxhash_rust::xxh3::xxh3_64_with_seed(name, dir.into()) as u32).max(1)
 }

@@ -7,8 +7,10 @@
 //! finds whole records only. The file can't be made smaller (sealed), so no access to the mapping faults for
 //! that. Nothing here is trusted beyond its bounds: numbers that are read are checked where they are used.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
@@ -25,13 +27,15 @@ use super::twice::Twice;
 /// change of the layout below, of what is kept in it (`Intent`, `SetRecord`, the fast path's `Registration`), of the
 /// meaning of a [`Tag`](super::Tag), or of what is said to the parent (`Word`), which stays what it was when the mount
 /// was started.
-pub const STATE_VERSION: u8 = 4;
+pub const STATE_VERSION: u8 = 6;
 
 /// Told apart from any other file.
 const MAGIC: u64 = u64::from_le_bytes([b'k', b'v', b'f', b's', b'S', b'T', b'A', STATE_VERSION]);
 
 /// 64-bit words that the set of backings may take: 64 of the longest paths, and twice that.
 const SET_WORDS: usize = 64 << 10;
+/// As many for the words that the mount was started with, most of which are these backings' paths.
+const START_WORDS: usize = SET_WORDS;
 /// And what is known of the last upgrade.
 const HANDOVER_WORDS: usize = 2 << 10;
 
@@ -72,6 +76,8 @@ pub(super) struct Header {
     pub(super) buffers_end: AtomicU32,
     pub(super) tokens_end: AtomicU32,
     pub(super) session: AtomicU64,
+    /// Of the hashes of names; 0: none chosen.
+    pub(super) seed: AtomicU64,
     init_len: AtomicU32,
     answer_len: AtomicU32,
     /// 0: not agreed on yet.
@@ -80,6 +86,7 @@ pub(super) struct Header {
     answer: [AtomicU64; INIT_ROOM / 8],
     set: Twice<SET_WORDS>,
     handover: Twice<HANDOVER_WORDS>,
+    started: Twice<START_WORDS>,
 }
 
 /// A request at work. `unique` is the word that counts.
@@ -295,6 +302,19 @@ impl State {
         self.header().set.get()
     }
 
+    /// Keeps the words that the mount was started with. False if there's no room for them.
+    pub(crate) fn keep_started(&self, words: &[OsString]) -> bool {
+        // No word has a NUL: each was one of a process.
+        let bytes: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        self.header().started.put(&bytes.join(&0))
+    }
+
+    /// The words that the mount was started with.
+    pub(crate) fn started(&self) -> Option<Vec<OsString>> {
+        let bytes = self.header().started.get()?;
+        Some(bytes.split(|byte| *byte == 0).map(|word| OsStr::from_bytes(word).to_owned()).collect())
+    }
+
     /// Keeps what is known of an upgrade. Writers are one at a time. False if there's no room for it.
     pub(super) fn keep_handover(&self, handover: &[u8]) -> bool {
         self.header().handover.put(handover)
@@ -367,9 +387,12 @@ mod tests {
         assert_eq!(state.next_dir(), 9);
         state.drop_dir(0);
         assert!(state.set().is_none() && state.keep_set(b"a set"));
+        let words = ["kvfs", "mount", "", "/mnt/a b"].map(OsString::from);
+        assert!(state.started().is_none() && state.keep_started(&words));
         let state = again(state);
         assert_eq!(state.dirs(), [(0, name_hash(b"f"), 8, 1)]);
         assert_eq!(state.set().as_deref(), Some(&b"a set"[..]));
+        assert_eq!(state.started().as_deref(), Some(&words[..]));
     }
 
     #[test]

@@ -130,6 +130,7 @@ struct Current {
     begun: bool,
     intended: bool,
     sent_again: bool,
+    thread: u32,
 }
 
 impl Current {
@@ -337,6 +338,16 @@ pub fn was_intended() -> bool {
 /// The request that this thread serves was read by a daemon that died before it could answer.
 pub fn is_sent_again() -> bool {
     CURRENT.with_borrow(|current| current.sent_again)
+}
+
+/// The request that this thread serves is a client's, by this thread of it.
+pub fn asked_by(thread: u32) {
+    CURRENT.with_borrow_mut(|current| current.thread = thread);
+}
+
+/// The thread of a client whose request this thread serves.
+pub fn asking_thread() -> u32 {
+    CURRENT.with_borrow(|current| current.thread)
 }
 
 /// The number of the request that this thread serves; 0 for none.

@@ -63,7 +63,10 @@ class Mount:
 
     def down(self):
         """A plain unmount, as an operator does it; returns when the daemon has ended."""
-        self._run("umount", self.point)
+        try:
+            self._run("umount", self.point)
+        except subprocess.CalledProcessError as failed:
+            raise RuntimeError(f"kvfs umount failed: {failed.stderr or failed.stdout}") from failed
         deadline = time.monotonic() + 30
         while os.path.exists(f"/proc/{self.daemon}"):
             if time.monotonic() > deadline:

@@ -267,7 +267,7 @@ impl Run<'_> {
                 let fh = self.handle(which, *other);
                 let (small, at) = (at.unsigned_abs() % 8192, at.cast_unsigned());
                 fs.read(fh, at, 4096, Box::new(|_| {}));
-                fs.write(fh, small, b"some bytes", Box::new(|_| {}));
+                fs.write(fh, small, kvfs::io::Payload::copied(b"some bytes"), Box::new(|_| {}));
                 let _ = (fs.lseek(fh, at, Whence::Data), fs.lseek(fh, at, Whence::Hole));
                 let _ = (fs.fallocate(fh, small, 4096, 0), fs.fallocate(fh, at, at, -1));
                 let _ = fs.copy_file_range((fh, 0), (fh.wrapping_add(1), small), 4096);
@@ -275,14 +275,15 @@ impl Run<'_> {
             }
             Op::Readdir(n, at) => {
                 let mut shown = Vec::new();
-                let listed = fs.readdir(self.node(n), *at, |entry| {
+                let listed = fs.readdir_for(who.tid, (self.node(n), *at), *at, |entry| {
                     shown.push(entry.name.to_vec());
                     false
                 });
                 assert!(!shown.iter().any(|name| name.starts_with(b".kvfs-")));
-                let _ = fs.readdirplus(self.node(n), *at, |_| false);
+                let _ = fs.readdirplus_for(who.tid, (self.node(n), *at), *at, |_| false);
                 let _ = (fs.opendir(self.node(n)), fs.fsyncdir(self.node(n)));
-                listed
+                fs.releasedir(self.node(n), *at);
+                listed.map(drop)
             }
             Op::SetXattr(n, name, size, flags) => {
                 let set = fs.setxattr(&who, self.node(n), name, &vec![b'x'; *size], *flags);
@@ -309,7 +310,7 @@ fn tree(fs: &Fs) -> BTreeSet<PathBuf> {
     let mut todo = vec![(NodeId::ROOT, PathBuf::new())];
     while let Some((dir, path)) = todo.pop() {
         let mut listed = Vec::new();
-        fs.readdir(dir, 0, |e| {
+        fs.readdir_for(0, (dir, 0), 0, |e| {
             if e.name != b"." && e.name != b".." {
                 listed.push((e.node, e.kind, path.join(std::ffi::OsStr::from_bytes(e.name))));
             }

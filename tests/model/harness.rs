@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use kvfs::backing::{self, Defaults, MARKER, MinFree, Spec};
-use kvfs::fs::{Attr, Caller, Fs, Options, prepare_process};
+use kvfs::fs::{Attr, Caller, Fs, OpenDir, Options, prepare_process};
 use kvfs::index::{Kind, Node, NodeId, PackedIno, Slot};
 use kvfs::io::Engine;
 use kvfs::placement::Policies;
@@ -275,7 +275,7 @@ pub(crate) fn read(fs: &Fs, fh: u64, offset: u64, len: u32) -> std::io::Result<V
 
 pub(crate) fn write(fs: &Fs, fh: u64, offset: u64, data: &[u8]) -> std::io::Result<usize> {
     let (send, receive) = std::sync::mpsc::channel();
-    fs.write(fh, offset, data, Box::new(move |done| drop(send.send(done))));
+    fs.write(fh, offset, kvfs::io::Payload::copied(data), Box::new(move |done| drop(send.send(done))));
     receive.recv_timeout(Duration::from_secs(30)).expect("the engine answers")
 }
 
@@ -284,7 +284,8 @@ pub(crate) fn list(fs: &Fs, dir: NodeId, chunk: usize) -> kvfs::fs::Result<Vec<(
     let (mut all, mut next) = (Vec::new(), 0);
     loop {
         let mut portion = Vec::new();
-        fs.readdir(dir, next, |e| {
+        // As by a handle whose listing the kernel keeps.
+        fs.readdir_for(0, (dir, OpenDir::Dropped.code()), next, |e| {
             if portion.len() == chunk {
                 return true;
             }

@@ -376,12 +376,19 @@ impl Harness {
         want.sort_by(|a, b| a.0.cmp(&b.0));
         prop_assert_eq!(got, want);
         if plus {
-            let mut entries = Vec::new();
-            let done = self.fs().readdirplus(node, 0, |e| {
-                entries.push(e.clone());
-                false
-            });
-            done.map_err(|e| TestCaseError::fail(format!("readdirplus: {e}")))?;
+            let (mut entries, mut next) = (Vec::new(), 0);
+            loop {
+                let before = entries.len();
+                let done = self.fs().readdirplus_for(0, (node, 0), next, |e| {
+                    next = e.next;
+                    entries.push(e.clone());
+                    false
+                });
+                done.map_err(|e| TestCaseError::fail(format!("readdirplus: {e}")))?;
+                if entries.len() == before {
+                    break;
+                }
+            }
             prop_assert_eq!(entries.len(), listed.len());
             for (entry, (name, kind, node)) in entries.iter().zip(&listed) {
                 let attr = &entry.attr;

@@ -157,7 +157,7 @@ impl Worker {
                 if listed.len() > names.len() + NAMES.len() {
                     return Err(Failed::Wrong(format!("listed {listed:?}")));
                 }
-                fs.readdirplus(dir, 0, |_| false)?;
+                fs.readdirplus_for(0, (dir, 0), 0, |_| false)?;
             }
             _ => drop(fs.getattr(fs.lookup(dir, name)?.node)?),
         }

@@ -4,6 +4,7 @@ mod capacity;
 mod directories;
 mod duplicates;
 mod faults;
+mod pages;
 mod placement;
 mod restart;
 mod visible;

@@ -229,3 +229,30 @@ fn links_of_one_file_are_one_node() {
     sys::unlink(mount.path("one")).unwrap();
     assert_eq!(sys::lstat(mount.path("d/two")).map(|st| st.st_nlink), Ok(1));
 }
+
+#[test]
+fn without_attributes_the_kernel_asks_for_none() {
+    let lab = Lab::new();
+    let b = lab.dirs(2);
+    put(&b[0], "old", "from before");
+    sys::setxattr(b[0].join("old"), "user.note", b"kept", 0).unwrap();
+    let asked = |mount: &crate::common::Mount| mount.op("getxattr");
+    let with = lab.mount(&b).start();
+    for name in ["a", "b", "c"] {
+        std::fs::write(with.path(name), "x").unwrap();
+    }
+    assert!(asked(&with) >= 3, "before each file's first write");
+    with.stop();
+
+    let mount = lab.mount(&b).arg("--xattrs").arg("off").start();
+    assert_eq!(sys::getxattr(mount.path("old"), "user.note"), Err(Errno::EOPNOTSUPP));
+    let before = asked(&mount);
+    for name in ["d", "e", "f"] {
+        std::fs::write(mount.path(name), "x").unwrap();
+    }
+    assert_eq!(asked(&mount), before, "it answers by itself");
+    assert_eq!(sys::setxattr(mount.path("d"), "user.a", b"1", 0), Err(Errno::EOPNOTSUPP));
+    assert_eq!(sys::listxattr(mount.path("d")), Err(Errno::EOPNOTSUPP));
+    assert_eq!(sys::removexattr(mount.path("old"), "user.note"), Err(Errno::EOPNOTSUPP));
+    assert_eq!(sys::getxattr(b[0].join("old"), "user.note").unwrap(), b"kept");
+}

@@ -1,14 +1,14 @@
 //! `kvfs bench direct`: the fast path beside plain reads and writes.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use io_uring::IoUring;
 use rustix::io::Errno;
 use rustix::ioctl::Opcode;
 
-use super::samples::{Row, Way, compare};
+use super::samples::{Row, Way, compare, sizes};
 use super::ways::Scratch;
+use super::{Output, output};
 use crate::cli::Failure;
 use crate::client::{self, Access, Batch, HostBuffer, Mount, Pages, Registered};
 use crate::direct::abi;
@@ -40,9 +40,8 @@ pub(super) struct DirectArgs {
     #[arg(long, value_name = "UUID", value_parser = gpu_uuid)]
     gpu: Option<[u8; 16]>,
 
-    /// Write JSON: one object per line
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 fn named(text: &str) -> Result<(String, PathBuf), String> {
@@ -69,23 +68,15 @@ struct Bench {
 }
 
 pub(super) fn run(args: &DirectArgs) -> Result<(), Failure> {
-    let size = |text: &str| {
-        let bytes = crate::backing::parse_bytes(text).map_err(Failure::bad_value)?;
-        let possible = bytes > 0 && bytes.is_multiple_of(4096) && bytes <= 256 << 20;
-        possible.then_some(bytes).ok_or_else(|| {
-            Failure::bad_value(format!("--size {text}: a multiple of 4K, up to 256M, can be measured"))
-        })
-    };
-    let sizes = args.size.iter().map(|text| size(text)).collect::<Result<Vec<_>, _>>()?;
+    let sizes = sizes(&args.size)?;
     let largest = sizes.iter().copied().max().unwrap_or(0).max(64 << 20);
     let file_size = crate::backing::parse_bytes(&args.file_size).map_err(Failure::bad_value)?;
     let bench = Bench::prepare(args, largest, file_size.next_multiple_of(largest))?;
     let mut rows = Vec::new();
     let mut add = |measured: Result<Vec<Row>, String>| -> Result<(), Failure> {
-        for row in measured.map_err(Failure::other)? {
-            show(&row, args.json).map_err(Failure::other)?;
-            rows.push(row);
-        }
+        let measured = measured.map_err(Failure::other)?;
+        output(&args.output, &measured)?;
+        rows.extend(measured);
         Ok(())
     };
     add(bench.no_op())?;
@@ -96,6 +87,7 @@ pub(super) fn run(args: &DirectArgs) -> Result<(), Failure> {
     for (size, ops) in [(4 << 10, 256), (64 << 10, 64), (1 << 20, 32), (4 << 20, 16)] {
         add(bench.batch(size, ops))?;
     }
+    args.output.draw(&rows)?;
     bench.verify().map_err(Failure::other)
 }
 
@@ -241,26 +233,4 @@ impl Bench {
 
 fn moved(bytes: u64, wanted: u64) -> Result<(), String> {
     if bytes == wanted { Ok(()) } else { Err(format!("{bytes} bytes instead of {wanted}")) }
-}
-
-fn show(row: &Row, json: bool) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    if json {
-        return writeln!(out, "{}", serde_json::to_string(row)?);
-    }
-    let what = match (row.size, row.ops) {
-        (0, _) => row.what.to_owned(),
-        (size, 1) => format!("{} {}", row.what, short(size)),
-        (size, ops) => format!("{} {ops} x {}", row.what, short(size)),
-    };
-    let rate = if row.size == 0 { String::new() } else { format!("{:.2} GB/s", row.rate / 1e9) };
-    writeln!(
-        out,
-        "{what:<22} {:<28} {:>9.1} us  p99 {:>9.1} us  {rate:>11}  {:>5.2} x",
-        row.way, row.p50_us, row.p99_us, row.ratio
-    )
-}
-
-fn short(bytes: u64) -> String {
-    if bytes >= 1 << 20 { format!("{}M", bytes >> 20) } else { format!("{}K", bytes >> 10) }
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::cli::Failure;
+
 /// One way's result in one comparison.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
@@ -26,6 +28,33 @@ pub(super) struct Row {
     pub(super) rate: f64,
     /// The rate (for a no-op: the speed) relative to the first way of the comparison.
     pub(super) ratio: f64,
+}
+
+impl Row {
+    /// What was done: `read 1M`, `batch read 64 x 64K`.
+    pub(super) fn title(&self) -> String {
+        match (self.size, self.ops) {
+            (0, _) => self.what.to_owned(),
+            (size, 1) => format!("{} {}", self.what, short(size)),
+            (size, ops) => format!("{} {ops} x {}", self.what, short(size)),
+        }
+    }
+}
+
+fn short(bytes: u64) -> String {
+    if bytes >= 1 << 20 { format!("{}M", bytes >> 20) } else { format!("{}K", bytes >> 10) }
+}
+
+/// Sizes as the operator writes them.
+pub(super) fn sizes(texts: &[String]) -> Result<Vec<u64>, Failure> {
+    let size = |text: &String| {
+        let bytes = crate::backing::parse_bytes(text).map_err(Failure::bad_value)?;
+        let possible = bytes > 0 && bytes.is_multiple_of(4096) && bytes <= 256 << 20;
+        possible.then_some(bytes).ok_or_else(|| {
+            Failure::bad_value(format!("--size {text}: a multiple of 4K, up to 256M, can be measured"))
+        })
+    };
+    texts.iter().map(size).collect()
 }
 
 /// A way with its name; it's given the number of the round.

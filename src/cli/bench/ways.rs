@@ -17,6 +17,10 @@ pub(super) struct Scratch {
     pub(super) path: PathBuf,
     /// Open with `O_DIRECT` where that's possible.
     pub(super) file: File,
+    /// Whether it is.
+    pub(super) is_direct: bool,
+    /// Whether there's a name to be removed.
+    has_name: bool,
 }
 
 impl Scratch {
@@ -26,9 +30,40 @@ impl Scratch {
         let open = |flags| {
             File::options().read(true).write(true).create(true).truncate(true).custom_flags(flags).open(&path)
         };
-        let file =
-            open(libc::O_DIRECT).or_else(|_| open(0)).map_err(|e| format!("{}: {e}", path.display()))?;
-        let scratch = Scratch { name, path, file };
+        let (file, is_direct) = direct_or_not(open).map_err(|e| format!("{}: {e}", path.display()))?;
+        Scratch { name, path, file, is_direct, has_name: true }.filled(size, buffer)
+    }
+
+    /// The same without a name, so that nothing can be left of it.
+    pub(super) fn unnamed(
+        name: String,
+        dir: &Path,
+        size: u64,
+        buffer: &HostBuffer,
+    ) -> Result<Scratch, String> {
+        let told = |e: std::io::Error| format!("{}: {e}", dir.display());
+        let none =
+            |flags| File::options().read(true).write(true).custom_flags(libc::O_TMPFILE | flags).open(dir);
+        let made = direct_or_not(none).or_else(|_| {
+            // FUSE has none.
+            let path = dir.join(format!("kvfs-bench-{}", std::process::id()));
+            direct_or_not(|flags| {
+                let file = File::options()
+                    .read(true)
+                    .write(true)
+                    .create(true)
+                    .truncate(true)
+                    .custom_flags(flags)
+                    .open(&path)?;
+                std::fs::remove_file(&path).map(|()| file)
+            })
+        });
+        let (file, is_direct) = made.map_err(told)?;
+        Scratch { name, path: dir.to_owned(), file, is_direct, has_name: false }.filled(size, buffer)
+    }
+
+    fn filled(self, size: u64, buffer: &HostBuffer) -> Result<Scratch, String> {
+        let scratch = self;
         for offset in (0..size).step_by(buffer.len()) {
             scratch.write(buffer, offset, buffer.len() as u64)?;
         }
@@ -94,6 +129,13 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if self.has_name {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Opens with `O_DIRECT` where that's possible; says whether it was.
+fn direct_or_not(open: impl Fn(i32) -> std::io::Result<File>) -> std::io::Result<(File, bool)> {
+    open(libc::O_DIRECT).map(|file| (file, true)).or_else(|_| open(0).map(|file| (file, false)))
 }

@@ -22,6 +22,19 @@ pub(crate) struct Environment {
     /// fastest first, which is the same order where all are of one model.
     pci_order: bool,
     list: Option<List>,
+    /// The seed of Python's `hash()`.
+    pub(crate) hash_seed: HashSeed,
+}
+
+/// What `PYTHONHASHSEED` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HashSeed {
+    /// Nothing: Python takes a random one.
+    Unset,
+    /// The word `random`, which means the same to Python.
+    Random,
+    /// A number.
+    Fixed,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +133,13 @@ impl Environ {
             },
         });
         let pci_order = value("CUDA_DEVICE_ORDER") == Some("PCI_BUS_ID");
-        Self::Readable(Environment { pid, pci_order, list })
+        // Python takes an empty one for none (`config_init_hash_seed` in Python/initconfig.c).
+        let hash_seed = match value("PYTHONHASHSEED") {
+            None | Some("") => HashSeed::Unset,
+            Some("random") => HashSeed::Random,
+            Some(_) => HashSeed::Fixed,
+        };
+        Self::Readable(Environment { pid, pci_order, list, hash_seed })
     }
 }
 

@@ -56,6 +56,14 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Whether a name of it that has a negative hash was made with Python's `hash()`: LMCache's default
+    /// (`pre_caching_hash_algorithm: builtin`; v1/token_database.py). Digests, which it may use instead, have no sign.
+    pub fn uses_pythons_hash(self) -> bool {
+        matches!(self, Self::LmcacheLocalDisk | Self::LmcacheFs | Self::LmcacheGds | Self::LmcacheNixl)
+    }
+}
+
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -149,6 +157,29 @@ fn parse_bin(stem: &[u8], target: &Target<'_>) -> Option<NameInfo> {
         .or_else(|| vllm::block(stem, target))
         .or_else(|| lmcache::nixl_pool(stem))
         .or_else(|| lmcache::mp_nixl(stem))
+}
+
+/// The client whose name this is, if it depends on the seed of Python's hash: one of LMCache with a negative hash, which
+/// half of those have that `hash()` has made; or any of vLLM, whose first block's hash is made of `PYTHONHASHSEED`, and
+/// of random bytes without it (`init_none_hash` in vllm/v1/core/kv_cache_utils.py).
+pub fn seeded_by_python(target: &Target<'_>) -> Option<Client> {
+    let client = parse(target)?.client;
+    let is_seeded = match client {
+        Client::VllmFs | Client::LlmdFs => true,
+        client => client.uses_pythons_hash() && has_negative_hash(target.name()),
+    };
+    is_seeded.then_some(client)
+}
+
+/// Whether a field of the name is a negative hexadecimal number.
+fn has_negative_hash(name: &[u8]) -> bool {
+    let mut fields = name.windows(2).enumerate().filter(|(_, two)| matches!(two, [b'@' | b'_' | b'0', b'-']));
+    fields.any(|(at, two)| {
+        // `gds_path` writes an at sign as %40.
+        let begins = two[0] != b'0' || name[..=at].ends_with(b"%40");
+        let digits = name[at + 2..].iter().take_while(|b| b.is_ascii_hexdigit()).count();
+        begins && (8..=16).contains(&digits)
+    })
 }
 
 /// What a file is hashed by: its name without what changes while it's written, and without what tells its

@@ -28,6 +28,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::evidence::title::Title;
 use super::evidence::visible::Environment;
+pub use super::evidence::visible::HashSeed;
 use super::gpu::ticks_since_boot;
 use life::Life;
 use read::Reader;
@@ -47,6 +48,14 @@ pub struct Process {
     pub(super) container: Container,
     /// The minor of the only GPU device that it has open, as a process that uses CUDA does.
     pub(super) open_device: Option<u32>,
+}
+
+impl Process {
+    /// The seed of Python's hash that it was started with, and whose environment says so: its own, or that of the
+    /// ancestor whose environment it has inherited. `None` where none can be read.
+    pub fn hash_seed(&self) -> Option<(HashSeed, u32)> {
+        self.environment.as_ref().map(|environment| (environment.hash_seed, environment.pid))
+    }
 }
 
 /// What a process finds in `/dev`.
@@ -132,6 +141,11 @@ impl Processes {
         }
         dead(&self.threads, |thread, tid| thread.life.lasts(&self.reader, tid));
         dead(&self.known, |known, pid| known.life.lasts(&self.reader, pid));
+    }
+
+    /// The name of a process, which it may have chosen itself (`/proc/PID/comm`).
+    pub fn name(&self, pid: u32) -> Option<String> {
+        self.reader.name(pid)
     }
 
     /// Whether the process that started then and had this id still lives: zombies don't.

@@ -115,6 +115,11 @@ impl Reader {
         Some(line.split_whitespace().next()?.to_owned())
     }
 
+    pub(super) fn name(&self, pid: u32) -> Option<String> {
+        let name = fs::read(self.path(pid, "comm")).ok()?;
+        Some(crate::printable::printable(name.trim_ascii_end()))
+    }
+
     pub(super) fn stat(&self, pid: u32) -> Option<Stat> {
         let text = fs::read(self.path(pid, "stat")).ok()?;
         // The second field is a name in parentheses, with anything in it. Numbered as in proc(5), from 3 on.

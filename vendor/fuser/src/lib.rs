@@ -32,6 +32,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 pub use crate::access_flags::AccessFlags;
+pub use crate::answered::on_answer;
 pub use crate::bsd_file_flags::BsdFileFlags;
 pub use crate::channel::Transport;
 pub use crate::dispatcher::Dispatcher;
@@ -60,6 +61,7 @@ pub use crate::open_flags::OpenAccMode;
 pub use crate::open_flags::OpenFlags;
 pub use crate::passthrough::BackingId;
 pub use crate::poll_events::PollEvents;
+pub use crate::read_buf::RequestBuffer;
 pub use crate::rename_flags::RenameFlags;
 pub use crate::reply::ReplyAttr;
 pub use crate::reply::ReplyBmap;
@@ -85,6 +87,7 @@ pub use crate::session::SessionACL;
 pub use crate::session::SessionUnmounter;
 
 mod access_flags;
+mod answered;
 mod bsd_file_flags;
 mod channel;
 mod dev_fuse;

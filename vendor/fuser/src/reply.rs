@@ -132,7 +132,10 @@ impl ReplyRaw {
     pub(crate) fn send_ll_mut(&mut self, response: &impl Response) {
         assert!(self.sender.is_some());
         let sender = self.sender.take().unwrap();
-        let res = response.with_iovec(self.unique, |iov| sender.send(iov));
+        let res = response.with_iovec(self.unique, |iov| {
+            crate::answered::tell(self.unique.0, iov);
+            sender.send(iov)
+        });
         if let Err(err) = res {
             error!("Failed to send FUSE reply: {err}");
         }
@@ -501,7 +504,8 @@ impl ReplyCreate {
     /// When attempting to use kernel passthrough. Use `opened_passthrough()` instead.
     pub fn created(
         self,
-        ttl: &Duration,
+        attr_ttl: &Duration,
+        entry_ttl: &Duration,
         attr: &FileAttr,
         generation: Generation,
         fh: ll::FileHandle,
@@ -509,7 +513,8 @@ impl ReplyCreate {
     ) {
         assert!(!flags.contains(FopenFlags::FOPEN_PASSTHROUGH));
         self.reply.send_ll(&ll::ResponseStruct::new_create(
-            ttl,
+            attr_ttl,
+            entry_ttl,
             &attr.into(),
             generation,
             fh,
@@ -554,7 +559,8 @@ impl ReplyCreate {
     /// invocations as long as the passed file handle stays open!
     pub fn created_passthrough(
         self,
-        ttl: &Duration,
+        attr_ttl: &Duration,
+        entry_ttl: &Duration,
         attr: &FileAttr,
         generation: Generation,
         fh: ll::FileHandle,
@@ -562,7 +568,8 @@ impl ReplyCreate {
         backing_id: &BackingId,
     ) {
         self.reply.send_ll(&ll::ResponseStruct::new_create(
-            ttl,
+            attr_ttl,
+            entry_ttl,
             &attr.into(),
             generation,
             fh,
@@ -729,6 +736,12 @@ impl ReplyDirectory {
         self.reply.send_ll(&response);
     }
 
+    /// Reply that there is nothing more, but that what came before isn't to be kept as the whole directory: the
+    /// kernel does that only for a reply of no bytes, and skips what is shorter than an entry
+    pub fn end_unkept(self) {
+        self.reply.send_ll(&ll::ResponseData::new_data([0; 8]));
+    }
+
     /// Reply to a request with the given error code
     pub fn error(self, err: Errno) {
         self.reply.error(err);
@@ -785,6 +798,12 @@ impl ReplyDirectoryPlus {
     pub fn ok(self) {
         let response: ll::ResponseData = self.buf.into();
         self.reply.send_ll(&response);
+    }
+
+    /// Reply that there is nothing more, but that what came before isn't to be kept as the whole directory: the
+    /// kernel does that only for a reply of no bytes, and skips what is shorter than an entry
+    pub fn end_unkept(self) {
+        self.reply.send_ll(&ll::ResponseData::new_data([0; 8]));
     }
 
     /// Reply to a request with the given error code

@@ -49,10 +49,10 @@ use crate::reply::ReplyRaw;
 use crate::reply::ReplySender;
 use crate::request::RequestWithSender;
 
-/// The max size of write requests from the kernel. The absolute minimum is 4k,
-/// FUSE recommends at least 128k, max 16M. The FUSE default is 16M on macOS
-/// and 128k on other systems.
-pub(crate) const MAX_WRITE_SIZE: usize = 16 * 1024 * 1024;
+/// The max size of write requests from the kernel: the most that Linux sends as it's set up
+/// (fs.fuse.max_pages_limit, 256 pages). A buffer of this size is there for each that the
+/// filesystem holds.
+pub(crate) const MAX_WRITE_SIZE: usize = 1024 * 1024;
 
 #[derive(Default, Debug, Eq, PartialEq, Clone, Copy)]
 /// How requests should be filtered based on the calling UID.
@@ -522,34 +522,35 @@ pub(crate) struct SessionEventLoop<FS: Filesystem> {
 
 impl<FS: Filesystem> SessionEventLoop<FS> {
     fn event_loop(&self) -> io::Result<()> {
-        // Buffer for receiving requests from the kernel. Only one is allocated and
-        // it is reused immediately after dispatching to conserve memory and allocations.
+        // Buffer for receiving requests from the kernel. One is reused after dispatching to
+        // conserve memory and allocations, unless the filesystem holds it still.
         let mut buf = FuseReadBuf::new();
-        let buf = buf.as_mut();
         loop {
             // Read the next request from the given channel to kernel driver
             // The kernel driver makes sure that we get exactly one request per read
-            match self.ch.receive_retrying(buf) {
-                Ok(size) => match RequestWithSender::new(self.ch.sender(), &buf[..size]) {
-                    // Dispatch request
-                    Some(req) => {
-                        if let Ok(Operation::Destroy(_)) = req.request.operation() {
-                            req.reply::<ReplyEmpty>().ok();
-                            return Ok(());
-                        } else {
-                            req.dispatch(self)
-                        }
-                    }
-                    // Quit loop on illegal request
-                    None => {
-                        return Err(io::Error::new(
-                            io::ErrorKind::InvalidData,
-                            "Invalid request",
-                        ));
-                    }
-                },
+            let size = match self.ch.receive_retrying(buf.as_mut()) {
+                Ok(size) => size,
                 Err(nix::errno::Errno::ENODEV) => return Ok(()),
                 Err(err) => return Err(err.into()),
+            };
+            let buf = buf.dispatching();
+            match RequestWithSender::new(self.ch.sender(), &buf[..size]) {
+                // Dispatch request
+                Some(req) => {
+                    if let Ok(Operation::Destroy(_)) = req.request.operation() {
+                        req.reply::<ReplyEmpty>().ok();
+                        return Ok(());
+                    } else {
+                        req.dispatch(self)
+                    }
+                }
+                // Quit loop on illegal request
+                None => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "Invalid request",
+                    ));
+                }
             }
         }
     }
