@@ -1,6 +1,7 @@
 //! How such a mount ends, and its clients.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use super::frozen::Frozen;
@@ -24,11 +25,15 @@ fn an_aborted_connection_ends_it() {
     let lab = Lab::new();
     let mount = by_uring(&lab).start();
     let open = sys::create(mount.path("f")).unwrap();
+    // By its root: the daemon unmounts at once, and its path leads below the mount then.
+    let root = sys::open(mount.point(), libc::O_PATH | libc::O_DIRECTORY, 0).unwrap();
     ns::abort(mount.minor);
-    on_each(|_| {
-        assert!(matches!(sys::lstat(mount.path("f")).map(drop), Err(Errno::ENOTCONN | Errno::ECONNABORTED)))
+    on_each(|processor| {
+        let absent = format!("/proc/self/fd/{}/absent{processor}", root.as_raw_fd());
+        let answer = sys::lstat(absent).map(drop);
+        assert!(matches!(answer, Err(Errno::ENOTCONN | Errno::ECONNABORTED)), "{answer:?}");
     });
-    drop(open);
+    drop((open, root));
     let (point, story) = (mount.point().to_owned(), mount.log.clone());
     mount.ended();
     assert!(ns::mounts_at(&point).is_empty(), "{}", fs::read_to_string(story).unwrap());
