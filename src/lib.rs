@@ -16,6 +16,7 @@ pub mod index;
 pub mod io;
 mod log;
 pub mod metrics;
+mod patience;
 pub mod placement;
 mod printable;
 mod processors;

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::Failure;
+use super::{Failure, settings};
 use crate::check::{Finding, Fix, Kind, Looked, RepairError};
 use crate::config::backing_specs;
 
@@ -38,12 +38,16 @@ Exit status, as fsck(8) has it:
 #[command(after_help = STATUS)]
 pub(super) struct FsckArgs {
     /// A mount that is in use: its daemon is asked, and repairs. Instead of --backing
-    #[arg(conflicts_with = "backing", required_unless_present = "backing")]
+    #[arg(conflicts_with_all = ["backing", "config"], required_unless_present_any = ["backing", "config"])]
     mount_point: Option<PathBuf>,
 
     /// Backings that aren't mounted, separated by commas, in the mount's order; may be given several times
     #[arg(long, value_name = "DIR,DIR,...")]
     backing: Vec<String>,
+
+    /// The file of a mount that isn't in use (as in `kvfs mount --config`): its backings
+    #[arg(long, value_name = "FILE", conflicts_with = "backing")]
+    config: Option<PathBuf>,
 
     /// Read every file to its end, and compare the bytes of copies
     #[arg(long)]
@@ -121,7 +125,12 @@ fn check(args: &FsckArgs) -> Result<u8, Failure> {
     let mut checker: Box<dyn Checker> = match &args.mount_point {
         Some(point) => Box::new(mounted::Mounted::new(point, args.deep, args.repair)?),
         None => {
-            let specs = args.backing.iter().flat_map(|value| backing_specs(value));
+            let usage = |e: Failure| Failure { status: USAGE, ..e };
+            let backing = match &args.config {
+                Some(file) => settings::resolve(&settings::line_of(file)).map_err(usage)?.args.backing,
+                None => args.backing.clone(),
+            };
+            let specs = backing.iter().flat_map(|value| backing_specs(value));
             let paths = specs.map(|spec| spec.map(|spec| spec.path)).collect::<Result<Vec<_>, _>>();
             let paths = paths.map_err(|e| Failure { status: USAGE, message: format!("--backing {e}") })?;
             Box::new(offline::Offline::new(&paths, args.deep, args.repair)?)

@@ -42,7 +42,7 @@ pub(super) struct MountArgs {
     /// The backing directories, separated by commas; may be given several times. Missing ones are made, and
     /// `file://` in front is accepted. Their order is the order of `by_gpu`
     #[arg(long, value_name = "DIR,DIR,...")]
-    backing: Vec<String>,
+    pub(super) backing: Vec<String>,
 
     /// Mount though backings are missing, without them: their files are absent, and they are taken in as soon as
     /// they are there

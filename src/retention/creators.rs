@@ -6,12 +6,15 @@
 //! extended attribute, so that a mount judges the files of the mounts before it.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::index::CreatorCode;
+use crate::patience::Patience;
 use crate::placement::process::Processes;
 
 /// The attribute that the record is kept in.
@@ -70,6 +73,7 @@ enum Place {
 pub struct Creators {
     proc: PathBuf,
     processes: Arc<Processes>,
+    patience: Patience,
     boot: String,
     namespace: u64,
     /// By code, from [`FIRST`] on.
@@ -96,6 +100,12 @@ pub(super) const UNDECIDED: CreatorCode = CreatorCode(2);
 /// From here on: processes that are there.
 const FIRST: u8 = 3;
 
+/// A process that hangs may keep whoever reads its arguments.
+const MOMENT: Duration = Duration::from_millis(200);
+
+/// With so many that hang, nobody else is asked.
+const MOST_LATE: usize = 16;
+
 impl Creators {
     /// With processes looked up in this `/proc`.
     pub fn new(proc: impl Into<PathBuf>, processes: Arc<Processes>) -> Creators {
@@ -107,6 +117,7 @@ impl Creators {
         Creators {
             proc,
             processes,
+            patience: Patience::new(MOMENT, MOST_LATE),
             boot: boot.trim().to_owned(),
             namespace: namespace.unwrap_or(0),
             places: Mutex::default(),
@@ -219,9 +230,7 @@ impl Creators {
         let mut oldest: Option<u64> = None;
         for entry in entries.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let cmdline = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let program = fs::read_link(entry.path().join("exe")).unwrap_or_default();
-            if may_be_client(&cmdline, &program)
+            if self.may_be_client(pid)
                 && let Some(start) = start_of(&self.proc, pid)
             {
                 oldest = Some(oldest.map_or(start, |known| known.min(start)));
@@ -229,6 +238,21 @@ impl Creators {
         }
         // _SC_CLK_TCK: what the kernel counts start times in.
         Ok(oldest.map(|ticks| ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+    }
+
+    /// Whether a process might have KV-cache files in its memory. One that can't be asked now might.
+    fn may_be_client(&self, pid: u32) -> bool {
+        let dir = self.proc.join(pid.to_string());
+        let program = match fs::read_link(dir.join("exe")) {
+            Ok(program) => program,
+            // One of the kernel's threads, or it has ended.
+            Err(e) if e.kind() == ErrorKind::NotFound => return false,
+            // We mustn't know.
+            Err(_) => PathBuf::new(),
+        };
+        let cmdline = dir.join("cmdline");
+        let may_be = move || looks_like_client(&fs::read(cmdline).unwrap_or_default(), &program);
+        self.patience.ask(pid, may_be).unwrap_or(true)
     }
 
     fn code_of(&self, process: Process) -> CreatorCode {
@@ -270,9 +294,9 @@ fn start_of(proc: &Path, pid: u32) -> Option<u64> {
     std::str::from_utf8(&stat[after + 1..]).ok()?.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// Whether a process might have KV-cache files in its memory, by its arguments (which an engine's workers
+/// Whether a process is a client, by its arguments (which an engine's workers
 /// replace by a title) and its program.
-fn may_be_client(cmdline: &[u8], program: &Path) -> bool {
+fn looks_like_client(cmdline: &[u8], program: &Path) -> bool {
     let text = String::from_utf8_lossy(cmdline).to_ascii_lowercase();
     let program = program.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     program.contains("python")
@@ -385,10 +409,10 @@ mod tests {
             b"sglang::scheduler_TP0",
             b"ray::Worker",
         ] {
-            assert!(may_be_client(client, Path::new("/usr/bin/x")));
+            assert!(looks_like_client(client, Path::new("/usr/bin/x")));
         }
-        assert!(may_be_client(b"some title", Path::new("/opt/conda/bin/python3.12")));
-        assert!(!may_be_client(b"/usr/sbin/sshd\0", Path::new("/usr/sbin/sshd")));
+        assert!(looks_like_client(b"some title", Path::new("/opt/conda/bin/python3.12")));
+        assert!(!looks_like_client(b"/usr/sbin/sshd\0", Path::new("/usr/sbin/sshd")));
     }
 
     /// A `/proc` of our own.
@@ -412,10 +436,25 @@ mod tests {
             let dir = self.0.path().join(pid.to_string());
             fs::create_dir_all(dir.join(format!("task/{pid}"))).unwrap();
             fs::write(dir.join("cmdline"), cmdline).unwrap();
+            self.runs(pid, "/usr/bin/x");
             fs::write(dir.join("status"), format!("Name:\tx\nTgid:\t{pid}\n")).unwrap();
             let fields =
                 format!("{pid} (a) b ({state}) {state} 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {start} 0");
             fs::write(dir.join("stat"), fields).unwrap();
+        }
+
+        fn runs(&self, pid: u32, program: &str) {
+            let link = self.0.path().join(format!("{pid}/exe"));
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(program, link).unwrap();
+        }
+
+        /// Whoever reads the process's arguments waits until what is returned is dropped.
+        fn hangs(&self, pid: u32) -> fs::File {
+            let cmdline = self.0.path().join(format!("{pid}/cmdline"));
+            fs::remove_file(&cmdline).unwrap();
+            nix::unistd::mkfifo(&cmdline, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            fs::File::options().read(true).write(true).open(&cmdline).unwrap()
         }
     }
 
@@ -429,8 +468,12 @@ mod tests {
         proc.process(22, 'S', 200, "title");
         let ticks = rustix::param::clock_ticks_per_second() as f64;
         assert_eq!(proc.creators().oldest_client(), Ok(Some(300.0 / ticks)));
-        std::os::unix::fs::symlink("/usr/bin/python3", proc.0.path().join("22/exe")).unwrap();
+        proc.runs(22, "/usr/bin/python3");
         assert_eq!(proc.creators().oldest_client(), Ok(Some(200.0 / ticks)));
+        proc.process(23, 'S', 100, "/usr/sbin/sshd");
+        let hung = proc.hangs(23);
+        assert_eq!(proc.creators().oldest_client(), Ok(Some(100.0 / ticks)), "it might be one");
+        drop(hung);
         assert_eq!(Fake::new(7).creators().oldest_client(), Err(Unseen), "not all can be seen from here");
     }
 

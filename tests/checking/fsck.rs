@@ -199,6 +199,26 @@ fn a_mounted_backing_is_checked_by_its_mount_alone() {
 }
 
 #[test]
+fn the_file_of_a_mount_says_its_backings() {
+    let lab = Lab::new();
+    let backings = used(&lab);
+    write(backings[1].join("d/f"), b"older");
+    write(backings[0].join("d/f"), b"newer");
+    let file = lab.path("kv.toml");
+    let list = backings.iter().map(|path| format!("{:?}", path.to_str().unwrap()));
+    let list = list.collect::<Vec<_>>().join(", ");
+    fs::write(&file, format!("mount-point = {:?}\nbacking = [{list}]\n", lab.path("mnt"))).unwrap();
+    let file = file.to_str().unwrap();
+    assert_eq!(
+        found(&kvfs(["fsck", "--config", file, "--deep", "--json"]).code(4)),
+        of(&[("differs", "d/f")])
+    );
+    kvfs(["fsck", "--config", file, "--backing", "/a"]).code(16);
+    fs::write(file, "backnig = []").unwrap();
+    kvfs(["fsck", "--config", file]).fault(16, &["backnig", "backing"]);
+}
+
+#[test]
 fn wrong_words_have_the_status_of_fsck() {
     let lab = Lab::new();
     kvfs(["fsck"]).code(16);

@@ -4,6 +4,7 @@ mod canary;
 mod connections;
 mod control;
 mod deep;
+mod hung_memory;
 mod ioctls;
 mod limits;
 mod names;

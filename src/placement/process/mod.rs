@@ -11,6 +11,8 @@
 //! A title may be set after the first file, an `exec` makes another program of the process, and a GPU is opened
 //! when it's needed: so a process is looked at again when it's twice as old as it was, but at least a second and
 //! at most an hour after the last time. That is soon for a young process, and some twenty times in a year's life.
+//!
+//! A process that hangs may keep whoever reads its command line or environment: it's given up after a moment.
 
 mod life;
 mod read;
@@ -30,6 +32,7 @@ use super::evidence::title::Title;
 use super::evidence::visible::Environment;
 pub use super::evidence::visible::HashSeed;
 use super::gpu::ticks_since_boot;
+use crate::patience::Patience;
 use life::Life;
 use read::Reader;
 
@@ -71,7 +74,8 @@ pub(super) enum Container {
 
 /// The processes that ask, as read from a `/proc`.
 pub struct Processes {
-    reader: Reader,
+    reader: Arc<Reader>,
+    patience: Patience,
     threads: Mutex<LruCache<u32, Arc<Thread>>>,
     known: Mutex<LruCache<u32, Arc<Known>>>,
 }
@@ -98,6 +102,13 @@ struct Look {
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(3600);
 
+/// A look takes some 50 us. It waits for a process that is starting another program or has its memory changed, which
+/// is over in a moment, unless a file system hangs that it does this with.
+const MOMENT: Duration = Duration::from_millis(200);
+
+/// Processes that hang, at once, before no other is looked at.
+const MOST_LATE: usize = 64;
+
 impl Processes {
     /// Processes as read from this directory, `/proc` except in tests.
     ///
@@ -108,7 +119,8 @@ impl Processes {
         let most = limit.map_or(4096, |limit| (limit / 16).clamp(16, 4096)) as usize;
         let most = NonZeroUsize::new(most).unwrap_or(NonZeroUsize::MIN);
         Self {
-            reader: Reader::new(proc_root.into()),
+            reader: Arc::new(Reader::new(proc_root.into())),
+            patience: Patience::new(MOMENT, MOST_LATE),
             threads: Mutex::new(LruCache::new(most)),
             known: Mutex::new(LruCache::new(most)),
         }
@@ -179,12 +191,18 @@ impl Processes {
             return Some(known);
         }
         let life = Life::of_process(&self.reader, pid)?;
-        let process = self.reader.look(pid, None)?;
+        let process = self.look(pid, None)?;
         let again = next_look(&process);
         let look = RwLock::new(Look { process: Arc::new(process), again });
         let known = Arc::new(Known { life, look });
         let _evicted = self.known.lock().push(pid, known.clone());
         Some(known)
+    }
+
+    /// Reads all of a process, unless it hangs.
+    fn look(&self, pid: u32, before: Option<Arc<Process>>) -> Option<Process> {
+        let reader = self.reader.clone();
+        self.patience.ask(pid, move || reader.look(pid, before.as_deref())).flatten()
     }
 
     /// What is known of it, looked at again if that is due.
@@ -204,7 +222,7 @@ impl Processes {
             }
             look.again = Instant::now() + SHORTEST;
         }
-        let Some(newer) = self.reader.look(process.pid, Some(&process)) else { return process };
+        let Some(newer) = self.look(process.pid, Some(process.clone())) else { return process };
         if newer.start != process.start {
             return process;
         }

@@ -335,3 +335,27 @@ fn an_open_device_counts_beside_cudas_memory() {
     server.start(14).open(&["/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/mnt/nvidia3", "socket:[1]"]);
     assert_eq!([11, 12, 13, 14].map(open), [Some(3), None, None, None]);
 }
+
+#[test]
+fn a_process_that_hangs_is_given_up() {
+    let server = FakeServer::new();
+    let processes = server.processes();
+    server.start(11).title(b"VLLM::Worker_TP3\0");
+    server.start(12).title(b"VLLM::Worker_TP2\0");
+    let environ = server.root().join("11/environ");
+    let _ = std::fs::remove_file(&environ);
+    nix::unistd::mkfifo(&environ, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let hung = std::fs::File::options().read(true).write(true).open(&environ).unwrap();
+    assert_eq!(processes.of(11), None);
+    let before = accesses(&processes);
+    assert_eq!(processes.of(11), None, "who hangs already");
+    assert!(accesses(&processes) - before < 8, "isn't read again");
+    assert_eq!(tp(&processes, 12), Some(2), "others are");
+    std::fs::remove_file(&environ).unwrap();
+    std::fs::write(&environ, "").unwrap();
+    drop(hung);
+    while processes.of(11).is_none() {
+        std::thread::yield_now();
+    }
+    assert_eq!(tp(&processes, 11), Some(3));
+}
