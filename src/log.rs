@@ -5,6 +5,7 @@
 
 use std::sync::OnceLock;
 
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::reload::{Handle, Layer};
 use tracing_subscriber::{EnvFilter, Registry};
 
@@ -18,7 +19,9 @@ static HANDLE: OnceLock<Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// What decides about each line, as the environment has it.
 pub(crate) fn filter() -> Layer<EnvFilter, Registry> {
-    let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new(DEFAULT));
+    let said = std::env::var(VARIABLE).ok().filter(|text| !text.is_empty());
+    let filter = said.and_then(|text| parse(&text).map_err(|why| eprintln!("kvfs: {VARIABLE}: {why}")).ok());
+    let filter = filter.unwrap_or_else(|| EnvFilter::new(DEFAULT));
     let (layer, handle) = Layer::new(filter);
     let _ = HANDLE.set(handle);
     layer
@@ -26,11 +29,21 @@ pub(crate) fn filter() -> Layer<EnvFilter, Registry> {
 
 /// A level alone is meant for kvfs: its library for FUSE has nothing to say that isn't said of it.
 fn parse(text: &str) -> Result<EnvFilter, String> {
-    let is_level = text.parse::<tracing::level_filters::LevelFilter>().is_ok();
+    let is_level = text.parse::<LevelFilter>().is_ok();
     let whole = if is_level { format!("{text},fuser=error") } else { text.to_owned() };
-    EnvFilter::try_new(&whole).map_err(|e| {
-        format!("{text:?} is nothing to log by ({e}); a level (error, warn, info, debug, trace, off), or filters such as info,kvfs::fs=debug")
-    })
+    let refused = |why: &str| {
+        format!(
+            "{text:?} is nothing to log by ({why}); a level (error, warn, info, debug, trace, off), or filters such as info,kvfs::fs=debug"
+        )
+    };
+    // A mistyped level would be taken for the name of a module, and all else be silent.
+    let is_module = |word: &str| ["kvfs", "fuser"].contains(&word.split("::").next().unwrap_or_default());
+    let is_known =
+        |word: &str| word.contains(['=', '[']) || is_module(word) || word.parse::<LevelFilter>().is_ok();
+    if let Some(word) = text.split(',').map(str::trim).find(|word| !is_known(word)) {
+        return Err(refused(&format!("{word:?} is no level and none of kvfs's modules")));
+    }
+    EnvFilter::try_new(&whole).map_err(|e| refused(&e.to_string()))
 }
 
 /// What is logged now; with a filter: from now on.
@@ -52,8 +65,14 @@ mod tests {
     #[test]
     fn levels_and_filters() {
         assert!(parse("debug").unwrap().to_string().contains("fuser=error"));
-        for good in ["off", "WARN", "info,kvfs::fs=trace", "kvfs::fuse=debug"] {
+        for good in
+            ["off", "WARN", "info,kvfs::fs=trace", "kvfs::fuse=debug", "kvfs::fs", "warn,io_uring=info"]
+        {
             assert!(parse(good).is_ok(), "{good}");
+        }
+        for bad in ["lod", "", "info,debgu", "kvfsfs"] {
+            let message = parse(bad).unwrap_err();
+            assert!(message.contains("is no level"), "{message}");
         }
         let message = parse("kvfs=loud").unwrap_err();
         assert!(message.contains("\"kvfs=loud\"") && message.contains("info,kvfs::fs=debug"), "{message}");

@@ -83,7 +83,8 @@ fn in_the_midst_of_a_rebalance() {
         let b: Vec<_> = volumes.iter().map(|v| v.join("kv")).collect();
         let mount = dying(lab.mount(&b).arg("--min-free").arg("1M"), point);
         fill(&mount);
-        assert_eq!(files(&b[0]).len(), FILES);
+        let all = files(&b[0]);
+        assert_eq!(all.len(), FILES, "{all:?}");
         kvfs(["rebalance", text(mount.point()), "--tolerance", "1%", "--detach"]).code(0);
         has_died(mount);
         let again = lab.mount(&b).start();

@@ -57,9 +57,11 @@ fn state(mount: &Mount, path: &Path) -> Value {
 /// Everything below a backing that isn't a directory or kvfs's marker, job and list of members.
 fn files(root: &Path) -> Vec<PathBuf> {
     let mut all = crate::common::lab::everything(root);
-    // The last one comes and goes with a look at a drive.
-    let names = [".kvfs-backing", ".kvfs-job", ".kvfs-members", ".kvfs-probe", ".kvfs-unclosed"];
-    let own = |p: &PathBuf| names.iter().any(|own| p.ends_with(own));
+    // kvfs's own come and go: probes, and lists that are written anew. What moving leaves behind counts.
+    let own = |p: &PathBuf| {
+        let name = p.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(".kvfs-") && !name.starts_with(".kvfs-move-")
+    };
     all.retain(|p| !sys::lstat(p).is_ok_and(|st| st.st_mode & libc::S_IFMT == libc::S_IFDIR) && !own(p));
     all.retain(|p| !p.components().any(|part| part.as_os_str() == "lost+found"));
     all

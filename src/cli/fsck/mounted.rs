@@ -88,7 +88,7 @@ impl Checker for Mounted {
         let (index, retention) = (&self.status.index, &self.status.retention);
         let orphans: u64 = retention.backings.iter().map(|backing| backing.orphans).sum();
         if orphans > 0 {
-            self.notes.push(format!("{orphans} orphans; kvfs evict removes them"));
+            self.notes.push(format!("{orphans} orphans: the mount removes them when it needs their room, kvfs evict --bytes=SIZE some now"));
         }
         let unclosed = self.status.publish.unpublished;
         if unclosed > 0 {
