@@ -1,12 +1,18 @@
 """A kvfs mount of the test's own, and a way out of it that always works."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 FUSE_MAGIC = "65735546"
+# A daemon that ends has all of the backings' file systems written first, whoever else keeps the disk busy.
+SYNC_PATIENCE = 120
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -66,11 +72,12 @@ class Mount:
         try:
             self._run("umount", self.point)
         except subprocess.CalledProcessError as failed:
-            raise RuntimeError(f"kvfs umount failed: {failed.stderr or failed.stdout}") from failed
-        deadline = time.monotonic() + 30
+            if mount_entry(self.point):
+                raise RuntimeError(f"kvfs umount failed: {failed.stderr or failed.stdout}") from failed
+        deadline = time.monotonic() + SYNC_PATIENCE
         while os.path.exists(f"/proc/{self.daemon}"):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"the daemon {self.daemon} is still there 30 s after the unmount")
+                raise RuntimeError(f"the daemon {self.daemon} is still there {SYNC_PATIENCE} s after the unmount")
             time.sleep(0.02)
         self.daemon = None
 
@@ -87,6 +94,16 @@ class Mount:
                 answers[os.path.basename(answer["file"])] = answer
         return answers
 
+    def stored(self):
+        """{path below the root: slots of the backings that hold it}, as seen on the backings themselves."""
+        found = {}
+        for slot, backing in enumerate(self.backings):
+            for path in backing.rglob("*"):
+                inside = path.relative_to(backing)
+                if not inside.parts[0].startswith(".kvfs") and path.is_file():
+                    found.setdefault(str(inside), []).append(slot)
+        return found
+
     def magic(self):
         """The filesystem type by statfs(2), in hexadecimal."""
         return subprocess.run(["stat", "-f", "-c", "%t", str(self.point)], check=True, text=True,
@@ -101,11 +118,12 @@ class Mount:
             except (subprocess.SubprocessError, OSError):
                 # Abort the connection first: it frees whoever hangs in the mount.
                 abort = Path(f"/sys/fs/fuse/connections/{entry[0].split(':')[1]}/abort")
-                if entry[1].startswith("fuse") and abort.exists():
+                if mount_entry(self.point) == entry and entry[1].startswith("fuse") and abort.exists():
                     abort.write_text("1")
-                subprocess.run(["umount", "-l", str(self.point)], check=False)
+                if mount_entry(self.point):
+                    subprocess.run(["umount", "-l", str(self.point)], check=False)
         if self.daemon:
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + SYNC_PATIENCE
             while self._daemon_lives() and time.monotonic() < deadline:
                 time.sleep(0.05)
             if self._daemon_lives():
@@ -118,3 +136,16 @@ class Mount:
             return os.readlink(f"/proc/{self.daemon}/exe").removesuffix(" (deleted)") == str(self.kvfs)
         except OSError:
             return False
+
+
+@contextlib.contextmanager
+def temporary(kvfs, backings, *options):
+    """A mount of so many fresh directories, and nothing of it left afterwards, SIGTERM or not."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="kvfs-client-") as place:
+        place = Path(place)
+        directories = [place / f"nvme{i}" for i in range(backings)]
+        for directory in directories:
+            directory.mkdir()
+        with Mount(kvfs, place / "kv", directories, place / "kvfs.log", options) as mount:
+            yield mount

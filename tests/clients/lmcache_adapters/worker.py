@@ -8,9 +8,11 @@ parser reads it. Prints one JSON object.
 
 import argparse
 import asyncio
+import ctypes
 import hashlib
 import json
 import mmap
+import os
 import select
 import sys
 import threading
@@ -20,9 +22,10 @@ import torch
 from lmcache.utils import CacheEngineKey
 from lmcache.v1.config import LMCacheEngineConfig
 from lmcache.v1.distributed.api import ObjectKey
+from lmcache.v1.distributed.internal_api import L1MemoryDesc
 from lmcache.v1.distributed.l2_adapters.config import add_l2_adapters_args, parse_args_to_l2_adapters_config
 from lmcache.v1.distributed.l2_adapters.factory import create_l2_adapter_from_registry
-from lmcache.v1.memory_management import MemoryFormat
+from lmcache.v1.memory_management import MemoryFormat, MemoryObjMetadata
 from lmcache.v1.metadata import LMCacheMetadata
 from lmcache.v1.pin_monitor import PinMonitor
 from lmcache.v1.storage_backend.connector import ConnectorContext, parse_remote_url
@@ -41,13 +44,11 @@ def content(rank, chunk, nbytes):
 
 
 class Object:
-    """As much of LMCache's MemoryObj as an adapter uses; at an address that O_DIRECT takes, as LMCache's pools are."""
+    """As much of LMCache's MemoryObj as an adapter uses."""
 
-    def __init__(self, nbytes, data=None):
-        self.byte_array = memoryview(mmap.mmap(-1, nbytes))
-        self.data = np.frombuffer(self.byte_array, dtype=np.uint8)
-        if data is not None:
-            self.data[:] = data
+    def __init__(self, memory, address):
+        self.byte_array, self.data = memory, np.frombuffer(memory, dtype=np.uint8)
+        self.meta = MemoryObjMetadata(torch.Size([len(memory)]), torch.uint8, address, len(memory), ref_count=1)
 
     def get_size(self):
         return len(self.data)
@@ -55,14 +56,28 @@ class Object:
     get_physical_size = get_size
 
 
+class Arena:
+    """Memory for so many objects, as LMCache's first level is: in one piece, which an adapter may register."""
+
+    PAGE = 4096
+
+    def __init__(self, count, nbytes):
+        self.memory = mmap.mmap(-1, count * nbytes)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.description = L1MemoryDesc(base, count * nbytes, self.PAGE)
+        view = memoryview(self.memory)
+        # An address of a registered piece is given from its begin.
+        self.objects = [Object(view[at:at + nbytes], at) for at in range(0, count * nbytes, nbytes)]
+
+
 class Server:
     """An adapter of the multi-process server."""
 
-    def __init__(self, line, nbytes):
+    def __init__(self, line, count, nbytes):
         parser = add_l2_adapters_args(argparse.ArgumentParser())
         config = parse_args_to_l2_adapters_config(parser.parse_args(["--l2-adapter", line]))
-        self.adapter = create_l2_adapter_from_registry(config.adapters[0])
-        self.nbytes = nbytes
+        self.arena = Arena(count, nbytes)
+        self.adapter = create_l2_adapter_from_registry(config.adapters[0], self.arena.description)
 
     def key(self, rank, chunk):
         digest = hashlib.sha256(f"{rank}/{chunk}".encode()).digest()
@@ -73,10 +88,12 @@ class Server:
         poll.register(event, select.POLLIN)
         if not poll.poll(PATIENCE_MS):
             raise SystemExit("the adapter doesn't answer")
+        os.eventfd_read(event)
 
     def store(self, keys, data):
-        objects = [Object(self.nbytes, d) for d in data]  # the adapter reads them later
-        self.adapter.submit_store_task([self.key(*key) for key in keys], objects)
+        for obj, d in zip(self.arena.objects, data):
+            obj.data[:] = d
+        self.adapter.submit_store_task([self.key(*key) for key in keys], self.arena.objects)
         self.wait(self.adapter.get_store_event_fd())
         return [result.is_successful() for result in self.adapter.pop_completed_store_tasks().values()] == [True]
 
@@ -86,13 +103,17 @@ class Server:
         return len(self.adapter.query_lookup_and_lock_result(task).get_indices_list())
 
     def load(self, keys):
-        found = [Object(self.nbytes) for _ in keys]
+        found = self.arena.objects
         task = self.adapter.submit_load_task([self.key(*key) for key in keys], found)
         self.wait(self.adapter.get_load_event_fd())
         loaded = self.adapter.query_load_result(task).get_indices_list()
         return {keys[i]: found[i].data for i in loaded}
 
     def remove(self, keys):
+        # An adapter may know only what it has looked for, and keep what is locked.
+        self.there(keys)
+        self.adapter.submit_unlock([self.key(*key) for key in keys])
+        self.there([(0, -1)])  # nothing, but done after the unlocking, which has no answer
         self.adapter.delete([self.key(*key) for key in keys])
 
     def close(self):
@@ -102,7 +123,7 @@ class Server:
 class Engine:
     """`fs://`, LMCache's remote connector in an engine's own process."""
 
-    def __init__(self, line, nbytes):
+    def __init__(self, line, _, nbytes):
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.nbytes = nbytes
@@ -156,8 +177,8 @@ class Engine:
 def main():
     what, name, chunks, nbytes, line = sys.argv[1:]
     chunks, nbytes = int(chunks), int(nbytes)
-    client = (Engine if name == "fs://" else Server)(line, nbytes)
     keys = [(rank, chunk) for chunk in range(chunks) for rank in range(WORLD)]
+    client = (Engine if name == "fs://" else Server)(line, len(keys), nbytes)
     answer = {"keys": len(keys)}
     if what == "store":
         answer["before"] = client.there(keys)
