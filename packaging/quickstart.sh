@@ -18,13 +18,16 @@ if ! command -v cc >/dev/null || { [ "$(id -u)" != 0 ] && ! command -v fusermoun
     sudo=$([ "$(id -u)" = 0 ] || echo sudo)
     if command -v apt-get >/dev/null; then
         $sudo apt-get update -qq && $sudo apt-get install -y -qq gcc libc6-dev fuse3
-    else
+    elif command -v dnf >/dev/null; then
         $sudo dnf install -y -q gcc fuse3
+    else
+        echo "quickstart: neither apt-get nor dnf is here: install a C compiler (cc) and fuse3 yourself, then run this again" >&2
+        exit 1
     fi
 fi
 
 cargo build --release --locked
-kvfs=$PWD/target/release/kvfs
+kvfs=$(realpath "${CARGO_TARGET_DIR:-target}/release/kvfs")
 
 if [ $# -ge 2 ]; then
     mnt=$1
@@ -51,5 +54,5 @@ cat <<END
 
 kvfs serves $mnt. Use it as a directory; then:
   $kvfs status $mnt
-  $kvfs umount $mnt
+  $kvfs umount $mnt${work:+ && rm -r $work}
 END

@@ -23,6 +23,8 @@ pub struct Mount {
     pub root: PathBuf,
     /// Where it's mounted.
     pub point: PathBuf,
+    /// How: `rw,nosuid,noexec`, for instance.
+    pub options: String,
     /// Type, with the subtype: `xfs`, `fuse.kvfs`.
     pub fs_type: String,
     /// What was mounted, as the file system tells it.
@@ -83,12 +85,14 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let (major, minor) = device.split_once(':')?;
     let root = unescape(fields.next()?);
     let point = unescape(fields.next()?);
+    let options = String::from_utf8_lossy(fields.next()?).into_owned();
     let mut after = fields.skip_while(|field| *field != b"-").skip(1);
     Some(Mount {
         id,
         device: (major.parse().ok()?, minor.parse().ok()?),
         root: root.into(),
         point: point.into(),
+        options,
         fs_type: String::from_utf8_lossy(after.next()?).into_owned(),
         source: unescape(after.next()?),
     })
@@ -137,6 +141,7 @@ mod tests {
         assert_eq!((mount.id, mount.device), (36, (98, 0)));
         assert_eq!(mount.root, Path::new("/mnt1"));
         assert_eq!(mount.point, Path::new("/mnt 2"));
+        assert_eq!(mount.options, "rw,noatime");
         assert_eq!(mount.fs_type, "ext3");
         assert_eq!(mount.source, r"/dev/ro\ot");
         assert_eq!(parse(b"garbage"), None);

@@ -34,6 +34,9 @@ pub(super) const IN_USE: u8 = 18;
 /// The status of a backing of the set that isn't there.
 pub(super) const MISSING: u8 = 24;
 
+/// The status of a mount in which files are open.
+pub(super) const BUSY: u8 = 51;
+
 /// What went wrong: a sentence for people and a number for scripts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -160,7 +163,7 @@ impl ExitStatus for UnmountError {
     fn status(&self) -> u8 {
         match self {
             UnmountError::NotMounted(_) => 50,
-            UnmountError::Busy(_) => 51,
+            UnmountError::Busy(_) => BUSY,
             UnmountError::Io(..) => 1,
         }
     }

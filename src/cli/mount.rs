@@ -25,7 +25,7 @@ use crate::metrics;
 use crate::placement::{Evidence, EvidenceConfig, Policies};
 use crate::retention;
 use crate::sandbox::{self, SandboxMode};
-use crate::supervise::Watchdog;
+use crate::supervise::{Keeper, Watchdog};
 
 /// `words`: a whole `kvfs mount` line, the program first.
 pub(super) fn run(words: Vec<OsString>) -> Result<(), Failure> {
@@ -245,7 +245,7 @@ fn serve(
         .inspect_err(|_| mounted.detach())?;
     // Nothing fails from here on: what was made for the mount stays.
     made.keep();
-    unmount_on_signal(signals, mounted.clone());
+    unmount_on_signal(signals, mounted.clone(), survival.keeper.clone());
     match &survival.state {
         Some(state) if state.is_recovered() => tracing::warn!(
             "daemon {} of {}: took over from one that {}; {} open files and {} buffers go on, {} files could not be found again",
@@ -302,12 +302,13 @@ fn evidence_config(config: &MountConfig) -> EvidenceConfig {
 }
 
 /// SIGTERM and SIGINT unmount; a busy mount goes on, and says so.
-fn unmount_on_signal(signals: SigSet, mounted: Arc<Mounted>) {
+fn unmount_on_signal(signals: SigSet, mounted: Arc<Mounted>, keeper: Arc<Keeper>) {
     std::thread::spawn(move || {
         loop {
             match signals.wait() {
                 Ok(Signal::SIGTERM | Signal::SIGINT) => match mounted.unmount(false) {
-                    Ok(()) | Err(UnmountError::NotMounted(_)) => {}
+                    Ok(()) => {}
+                    Err(UnmountError::NotMounted(_)) => keeper.mount_anew(),
                     Err(e) => tracing::warn!("not unmounted on this signal: {e}"),
                 },
                 // A terminal that closes is no reason to go.

@@ -17,6 +17,7 @@ use super::settings::{self, Generic, Resolved, Unknown, generic};
 use super::umount::{self, UmountArgs};
 use super::{Failure, config, exit, takeover};
 use crate::control::{Question, Running, ask};
+use crate::fuse::remount_read_only;
 
 /// mount(8), "EXIT STATUS": mount failure.
 const MOUNT_FAILURE: u8 = 32;
@@ -82,7 +83,7 @@ pub(super) struct UmountHelperArgs {
     #[arg(short)]
     no_mtab: bool,
 
-    /// Not done: one that is in use stays as it is
+    /// One that is in use is remounted read-only instead
     #[arg(short)]
     read_only: bool,
 
@@ -112,10 +113,18 @@ pub(super) fn umount(args: &UmountHelperArgs) -> Result<(), Failure> {
             force: args.force,
         })
     });
-    if args.verbose && unmounted.is_ok() {
-        println!("{}: unmounted", args.dir.display());
+    let done = match unmounted {
+        Err(failure) if args.read_only && failure.status == exit::BUSY => {
+            mount_of(&args.dir).and_then(|mount| Ok(remount_read_only(&mount)?)).map(|()| "read-only")
+        }
+        unmounted => unmounted.map(|()| "unmounted"),
+    };
+    if args.verbose
+        && let Ok(what) = done
+    {
+        println!("{}: {what}", args.dir.display());
     }
-    unmounted.map_err(as_mount_says)
+    done.map(drop).map_err(as_mount_says)
 }
 
 fn as_mount_says(failure: Failure) -> Failure {

@@ -15,10 +15,11 @@ use rustix::fs::{Mode, OFlags};
 
 use super::Failure;
 use super::job::mount_of;
+use super::settings::{self, Resolved};
 use super::takeover::{self, Inquiry, Suitability};
 use crate::backing::mountinfo::{Mount, mounted_at};
 use crate::control::{AskError, Question, Running, Status, Successor, ask, ask_with};
-use crate::supervise::{Handover, HandoverOutcome};
+use crate::supervise::{BY_SYSTEMD, Handover, HandoverOutcome};
 
 /// How long an executable may take to say that it's kvfs.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,7 +35,13 @@ const TICK: Duration = Duration::from_millis(20);
 #[derive(Debug, clap::Args)]
 pub(super) struct UpgradeArgs {
     /// Where the kvfs is mounted
-    mount_point: PathBuf,
+    #[arg(required_unless_present = "config")]
+    mount_point: Option<PathBuf>,
+
+    /// The file that it was mounted by, which says where. Refused if it has other options than the mount by now; which
+    /// backings the mount has doesn't count
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["mount_point", "options"])]
+    config: Option<PathBuf>,
 
     /// The executable that takes over [default: the one that runs this command]
     #[arg(long, value_name = "PATH")]
@@ -50,8 +57,21 @@ pub(super) struct UpgradeArgs {
 }
 
 pub(super) fn run(args: &UpgradeArgs) -> Result<(), Failure> {
-    let mount = mount_of(&args.mount_point)?;
+    let (point, said) = match (&args.mount_point, &args.config) {
+        (Some(point), _) => (point.clone(), None),
+        (None, Some(file)) => {
+            let said = settings::resolve(&settings::line_of(file))?;
+            (said.args.mount_point()?.to_owned(), Some(said))
+        }
+        // clap has refused that.
+        (None, None) => return Err(Failure::other("no mount point was given")),
+    };
+    let mount = mount_of(&point)?;
     let running: Running = ask(mount.device, &Question::Running).map_err(|e| asked(&mount, e))?;
+    if let Some(said) = said {
+        agrees(&said, &running)?;
+    }
+    let restarter_waits = restarter_waits(&mount);
     let path = match &args.binary {
         Some(path) => std::path::absolute(path).map_err(Failure::other)?,
         None => std::env::current_exe().map_err(Failure::other)?,
@@ -59,12 +79,17 @@ pub(super) fn run(args: &UpgradeArgs) -> Result<(), Failure> {
     let opened: &Path = args.binary.as_ref().map_or(Path::new("/proc/self/exe"), |_| &path);
     let executable = rustix::fs::open(opened, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| refused(format!("{} can't be opened: {}", path.display(), io::Error::from(e))))?;
-    let version = examined(&executable, &path, inquiry(args, &running)?)?;
+    let version = examined(&executable, &path, inquiry(args, &point, &running)?)?;
     let to = Successor { id: uuid::Uuid::new_v4(), version: version.clone(), path };
     match ask_with::<()>(mount.device, &Question::Upgrade(to.clone()), Some(executable.as_fd())) {
         // It may have gone before it could answer.
         Ok(()) | Err(AskError::Io(_)) => {}
         Err(AskError::Refused(why)) => return Err(refused(why)),
+    }
+    if restarter_waits {
+        let point = mount.point.display();
+        println!("{point}: kvfs {version} is to take over; `kvfs status {point}` tells when it has");
+        return Ok(());
     }
     let handover = came_of_it(&mount, to.id, Duration::from_secs(args.timeout))?;
     match handover.outcome {
@@ -85,6 +110,32 @@ pub(super) fn run(args: &UpgradeArgs) -> Result<(), Failure> {
     }
 }
 
+/// Refuses where the mount's file has come to say what the mount hasn't: an upgrade doesn't change it.
+fn agrees(said: &Resolved, running: &Running) -> Result<(), Failure> {
+    let mut names = said.own_names();
+    names.extend(settings::resolve(&running.words)?.own_names());
+    // Backings come and go while it's mounted, and the file is changed for the next time.
+    names.retain(|name| name != "backing");
+    let differing = takeover::differing(&running.words, &said.words, &names).map_err(refused)?;
+    match differing.is_empty() {
+        true => Ok(()),
+        false => Err(refused(format!(
+            "the file doesn't say what the mount has ({}); to change that unmount it and mount it anew",
+            differing.join("; ")
+        ))),
+    }
+}
+
+/// Whether this is ExecReload= of a unit whose daemon systemd itself starts again: it does nothing for the unit
+/// until this command has ended. It names the daemon to such commands (systemd.exec(5), MAINPID).
+fn restarter_waits(mount: &Mount) -> bool {
+    let Some(main) = std::env::var("MAINPID").ok().and_then(|pid| pid.parse::<u32>().ok()) else {
+        return false;
+    };
+    let status = ask::<Status>(mount.device, &Question::Status).ok();
+    status.is_some_and(|status| status.pid == main && status.supervised.by == BY_SYSTEMD)
+}
+
 fn refused(why: impl ToString) -> Failure {
     Failure { status: 70, message: format!("not upgraded: {}", why.to_string()) }
 }
@@ -99,11 +150,11 @@ fn asked(mount: &Mount, e: AskError) -> Failure {
     }
 }
 
-fn inquiry(args: &UpgradeArgs, running: &Running) -> Result<Inquiry, Failure> {
+fn inquiry(args: &UpgradeArgs, point: &Path, running: &Running) -> Result<Inquiry, Failure> {
     let options = match args.options.is_empty() {
         true => None,
         false => {
-            let line = [OsStr::new("kvfs"), OsStr::new("mount"), args.mount_point.as_os_str()];
+            let line = [OsStr::new("kvfs"), OsStr::new("mount"), point.as_os_str()];
             let words = line.into_iter().chain(args.options.iter().map(OsString::as_os_str));
             let here = std::env::current_dir().map_err(Failure::other)?;
             Some((words.map(OsStr::to_owned).collect(), here))

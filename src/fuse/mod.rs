@@ -24,8 +24,8 @@ mod watched;
 
 pub(crate) use helper::serve as unmount_helper;
 pub use mount::{
-    FS_TYPE, MountError, Mounted, UnmountError, check_mount_point, detach_dead, remount, unmount,
-    unmount_by_force, where_mounted,
+    FS_TYPE, MountError, Mounted, UnmountError, check_mount_point, detach_dead, remount, remount_read_only,
+    unmount, unmount_by_force, where_mounted,
 };
 pub use session::{Running, Session, SessionError};
 pub use uring::{Chosen as ChosenTransport, choose_transport};

@@ -17,7 +17,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use rustix::fs::{Mode, OFlags};
 
 use super::helper::Helper;
-use crate::backing::mountinfo::{self, mounted_at};
+use crate::backing::mountinfo::{self, Mount, mounted_at};
 use crate::config::KernelOption;
 
 /// The type that mounts show (`fuse` and our subtype).
@@ -182,6 +182,18 @@ pub fn remount(point: &Path, kernel: &[KernelOption]) -> Result<(), MountError> 
     nix::mount::mount(None::<&str>, point, None::<&str>, flags, None::<&str>).map_err(|e| match e {
         Errno::EPERM => MountError::NotPermitted(point.to_owned(), e.to_string()),
         _ => MountError::Io(point.to_owned(), e.into()),
+    })
+}
+
+/// Has a kvfs take no more changes; its other options stay. Refused as in use while a file is open to be written.
+pub fn remount_read_only(mount: &Mount) -> Result<(), UnmountError> {
+    let is_set = |option: &KernelOption| mount.options.split(',').any(|set| set == option.name());
+    let kernel: Vec<KernelOption> =
+        KernelOption::ALL.into_iter().filter(|o| *o == KernelOption::ReadOnly || is_set(o)).collect();
+    let flags = flags_of(&kernel) | MsFlags::MS_REMOUNT;
+    nix::mount::mount(None::<&str>, &mount.point, None::<&str>, flags, None::<&str>).map_err(|e| match e {
+        Errno::EBUSY => UnmountError::Busy(mount.point.clone()),
+        e => UnmountError::Io(mount.point.clone(), e.into()),
     })
 }
 

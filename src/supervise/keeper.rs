@@ -21,6 +21,9 @@ pub(super) const SOCKET_FD: RawFd = 100;
 /// The exit status of a daemon that has handed over to the next one.
 pub const HANDED_OVER: u8 = 77;
 
+/// Who keeps things for a daemon that systemd starts, for people.
+pub const BY_SYSTEMD: &str = "systemd";
+
 /// How long who keeps things may take to say that all was heard.
 const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
@@ -309,7 +312,7 @@ impl Keeper {
         match self.0 {
             None => "nobody",
             Some(With::Parent(_)) => "its parent process",
-            Some(With::Systemd(_)) => "systemd",
+            Some(With::Systemd(_)) => BY_SYSTEMD,
         }
     }
 
@@ -369,6 +372,14 @@ impl Keeper {
     pub fn end(&self, locks: impl Iterator<Item = Tag>) {
         [Tag::Device, Tag::State].into_iter().chain(locks).for_each(|tag| self.release(tag));
         self.sync();
+    }
+
+    /// The service is being stopped, and what of the mount is still open is in nobody's sight: a daemon that systemd
+    /// starts after this one, because it had to be killed, is to mount anew.
+    pub fn mount_anew(&self) {
+        if let Some(With::Systemd(_)) = &self.0 {
+            self.release(Tag::Device);
+        }
     }
 
     /// The mount answers.

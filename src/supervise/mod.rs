@@ -31,7 +31,7 @@ mod work;
 pub use clients::{BufferRecord, RECORD_ROOM, TokenRecord};
 pub use door::Door;
 pub use handover::{Handover, HandoverOutcome};
-pub use keeper::{HANDED_OVER, Keeper, Kept, Notify, Tag};
+pub use keeper::{BY_SYSTEMD, HANDED_OVER, Keeper, Kept, Notify, Tag};
 pub use lifeline::Lifeline;
 pub use opened::{HandleRecord, NodeRecord};
 pub use parent::{Start, supervise};

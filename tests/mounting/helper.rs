@@ -69,6 +69,34 @@ fn one_in_use_stays_or_is_detached() {
 }
 
 #[test]
+fn one_in_use_becomes_read_only_where_that_is_wanted() {
+    let system = System::new();
+    system.mount(&system.spec(), "x-test,noexec,noatime").code(0);
+    let daemon = system.daemon();
+    let path = system.point.join("f");
+    let writer = sys::create(&path).unwrap();
+    let umount = ["umount", "-r", text(&system.point)];
+    let busy = tool(&umount).code(32);
+    assert!(busy.stderr.contains("in use"), "{}", busy.stderr);
+    assert_eq!(sys::write(&writer, b"goes on"), Ok(7), "somebody writes: it stays as it is");
+    drop(writer);
+    let reader = sys::open(&path, libc::O_RDONLY, 0).unwrap();
+    let outcome = tool(&[BINARY, "umount.kvfs", text(&system.point), "-rv"]).code(0);
+    assert!(outcome.stdout.contains("read-only"), "{}", outcome.stdout);
+    tool(&umount).code(0);
+    assert_eq!(sys::create(system.point.join("g")).map(drop), Err(Errno::EROFS));
+    assert_eq!(sys::pread(&reader, 100, 0), Ok(b"goes on".to_vec()));
+    let options = system.findmnt("OPTIONS");
+    for option in ["ro", "nosuid", "nodev", "noexec", "noatime"] {
+        assert!(options.split(',').any(|there| there == option), "{option} in {options}");
+    }
+    drop(reader);
+    tool(&umount).code(0);
+    system.nothing_mounted();
+    daemon.ended();
+}
+
+#[test]
 fn one_whose_daemon_hangs_is_ended_by_force() {
     let system = System::new();
     system.mount(&system.spec(), "x-test,supervise=off").code(0);

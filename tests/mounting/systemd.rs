@@ -38,7 +38,9 @@ fn systemd_takes_the_unit() {
     std::fs::copy(example, dropins.join("example.conf")).unwrap();
     let path = place.join("kvfs@kv.service");
     let outcome = tool(&["systemd-analyze", "verify", "--man=no", path.to_str().unwrap()]).code(0);
-    assert_eq!(outcome.stderr, "");
+    // Of systemd 254; one before says that it goes on without.
+    let said = outcome.stderr.lines().filter(|line| !line.contains("'RestartMode'"));
+    assert_eq!(said.collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
 #[test]
@@ -98,6 +100,8 @@ fn nothing_in_it_makes_a_mount_namespace() {
 fn the_units_capabilities_suffice() {
     let lab = Lab::new();
     let all = settings();
+    // Beyond the limit that systemd gives it the daemon can't go.
+    assert!(all.contains(&("LimitNOFILE".into(), "1048576".into())));
     let (_, bounds) = all.iter().find(|(name, _)| name == "CapabilityBoundingSet").unwrap();
     let plus =
         bounds.split_whitespace().map(|cap| format!("+{}", cap.trim_start_matches("CAP_").to_lowercase()));
@@ -110,10 +114,8 @@ fn the_units_capabilities_suffice() {
         sys::mkdir(mount.path("d"), 0o775).unwrap();
         sys::chmod(mount.path("d"), 0o2775).unwrap();
         assert_eq!(sys::stat(mount.path("d")).unwrap().st_mode & 0o7777, 0o2775);
-        let limits = std::fs::read_to_string(format!("/proc/{}/limits", status["pid"])).unwrap();
-        let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap().to_owned();
         std::fs::remove_dir(mount.path("d")).unwrap();
-        (status["passthrough"].clone(), status["sandbox"].clone(), status["io_engine"].clone(), files)
+        (status["passthrough"].clone(), status["sandbox"].clone(), status["io_engine"].clone())
     };
     let backings = lab.dirs(2);
     let with = compare(lab.mount(&backings).under(under).start());
