@@ -29,8 +29,9 @@ pub(crate) fn filter() -> Layer<EnvFilter, Registry> {
 
 /// A level alone is meant for kvfs: its library for FUSE has nothing to say that isn't said of it.
 fn parse(text: &str) -> Result<EnvFilter, String> {
-    let is_level = text.parse::<LevelFilter>().is_ok();
-    let whole = if is_level { format!("{text},fuser=error") } else { text.to_owned() };
+    // The library takes nothing for a level, too.
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+    let whole = if is_level(text) { format!("{text},fuser=error") } else { text.to_owned() };
     let refused = |why: &str| {
         format!(
             "{text:?} is nothing to log by ({why}); a level (error, warn, info, debug, trace, off), or filters such as info,kvfs::fs=debug"
@@ -38,8 +39,7 @@ fn parse(text: &str) -> Result<EnvFilter, String> {
     };
     // A mistyped level would be taken for the name of a module, and all else be silent.
     let is_module = |word: &str| ["kvfs", "fuser"].contains(&word.split("::").next().unwrap_or_default());
-    let is_known =
-        |word: &str| word.contains(['=', '[']) || is_module(word) || word.parse::<LevelFilter>().is_ok();
+    let is_known = |word: &str| word.contains(['=', '[']) || is_module(word) || is_level(word);
     if let Some(word) = text.split(',').map(str::trim).find(|word| !is_known(word)) {
         return Err(refused(&format!("{word:?} is no level and none of kvfs's modules")));
     }
@@ -70,7 +70,7 @@ mod tests {
         {
             assert!(parse(good).is_ok(), "{good}");
         }
-        for bad in ["lod", "", "info,debgu", "kvfsfs"] {
+        for bad in ["lod", "", "info,", "info,debgu", "kvfsfs"] {
             let message = parse(bad).unwrap_err();
             assert!(message.contains("is no level"), "{message}");
         }
