@@ -1,7 +1,8 @@
 //! Points at which a test lets the daemon die: `KVFS_FAULT_ABORT_AT=after-copy` at the first time that it's
 //! reached, `after-copy:5` at the fifth.
 //!
-//! And points at which a daemon is killed once for each request: by a name that says at which, `x@unlink after@y`.
+//! And points at which a daemon is killed once for each request: by a name that says at which, `x@unlink after@y`;
+//! or is late, `x@60 ms at release before`.
 //!
 //! What always holds: without the feature `fault-points` there are none.
 
@@ -58,3 +59,26 @@ pub(crate) fn crash_point(point: &str, name: &[u8]) {
 #[cfg(not(feature = "fault-points"))]
 #[inline]
 pub(crate) fn crash_point(_: &str, _: &[u8]) {}
+
+#[cfg(feature = "fault-points")]
+impl super::Fs {
+    /// Is killed, or late, by the name of a file that the request doesn't say.
+    pub(super) fn file_point(&self, point: &str, node: super::NodeId) {
+        let Some(crate::index::Node::File(slot, ino)) = node.node() else { return };
+        let Ok((_, name, _)) = self.place_of(slot, ino) else { return };
+        crash_point(point, &name);
+        let words = name.split(|&byte| byte == b'@').filter_map(|word| std::str::from_utf8(word).ok());
+        for (time, at) in words.filter_map(|word| word.split_once(" ms at ")) {
+            if at == point {
+                std::thread::sleep(std::time::Duration::from_millis(time.parse().unwrap_or(0)));
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "fault-points"))]
+impl super::Fs {
+    /// Nothing.
+    #[inline]
+    pub(super) fn file_point(&self, _: &str, _: super::NodeId) {}
+}

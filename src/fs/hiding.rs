@@ -129,7 +129,7 @@ impl Fs {
     /// Waits a moment until these files are published, or it's clear that they aren't closed.
     pub fn wait_until_closed(&self, closing: &[NodeId]) {
         let deadline = Instant::now() + PATIENCE;
-        closing.iter().for_each(|node| self.publish.wait(*node, deadline));
+        closing.iter().for_each(|node| self.publish.wait(*node, deadline, || self.is_out(*node)));
     }
 
     /// Whether the name is there, and hidden from somebody: nobody may remember anything of it.
@@ -351,6 +351,7 @@ impl Fs {
         if let Some(handle) = self.open.handle(fh).ok().filter(|_| self.publish.is_on())
             && handle.access != libc::O_RDONLY
         {
+            self.file_point("release before", handle.node.node);
             self.writer_is_gone(handle.node.node);
         }
     }
@@ -371,6 +372,7 @@ impl Fs {
         match self.publish.released(node) {
             Last::Nothing => {}
             Last::Whole(records) => {
+                self.file_point("release between", node);
                 self.forget_records(slot, records);
                 self.publish.show(node);
                 self.changed_for_others(node);

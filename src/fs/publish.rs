@@ -4,9 +4,10 @@
 //! What always holds: a file is in this table before its name can be found, and leaves it after its record on
 //! disk was crossed out (`backing::unclosed`); the kernel keeps no name of a file that is in it, so it
 //! asks each time. RELEASE, which says that a handle is closed, comes after close(2) has returned;
-//! FLUSH, before that, only says that one of perhaps several descriptors goes. So after a FLUSH whoever looks
-//! for the file waits a moment for the RELEASE. A process that is killed closes its files too: FLUSH comes
-//! from the dying thread itself, and `/proc` then says what it dies of. No lock is held across a disk call.
+//! FLUSH, before that, only says that one of perhaps several descriptors goes. So after a FLUSH, which a daemon
+//! before this one may have answered, whoever looks for the file waits a moment for the RELEASE. A process that is
+//! killed closes its files too: FLUSH comes from the dying thread itself, and `/proc` then says what it dies of. No
+//! lock is held across a disk call.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -23,6 +24,8 @@ use super::NodeId;
 const SHARDS: usize = 32;
 /// So long a RELEASE is waited for after a FLUSH: once, then a descriptor is left somewhere.
 pub(super) const PATIENCE: Duration = Duration::from_millis(100);
+/// So long the end of one is waited for that has come: it waits for the drive.
+const PATIENCE_ONCE_RELEASED: Duration = Duration::from_secs(10);
 
 /// A process that has a file open to write: its id, and when it started; zeros for those that can't be seen from
 /// the daemon's pid namespace, which count as one.
@@ -152,21 +155,24 @@ impl Publishing {
         !writers.contains(&who())
     }
 
-    /// Waits until a file that may have been closed is published, or it's clear that it isn't closed.
-    pub(super) fn wait(&self, node: NodeId, deadline: Instant) {
+    /// Waits until a file that may have been closed is published, or it's clear that it isn't closed, or that its
+    /// drive is out.
+    pub(super) fn wait(&self, node: NodeId, deadline: Instant, is_out: impl Fn() -> bool) {
         let shard = self.shard(node);
         let mut files = shard.files.lock();
         loop {
-            let Some(Written { hidden: Some(hidden), .. }) = files.get_mut(&node) else { return };
+            let Some(Written { handles, hidden: Some(hidden), .. }) = files.get_mut(&node) else { return };
             if !hidden.closing {
                 return;
             }
-            if Instant::now() >= deadline {
+            let until = if *handles > 0 { deadline } else { deadline + PATIENCE_ONCE_RELEASED };
+            let now = Instant::now();
+            if now >= until || is_out() {
                 // Another descriptor is left: nobody waits for it again.
                 hidden.closing = false;
                 return;
             }
-            shard.changed.wait_until(&mut files, deadline);
+            shard.changed.wait_until(&mut files, until.min(now + PATIENCE));
         }
     }
 
@@ -360,7 +366,7 @@ mod tests {
         table.hide(FILE, 1, None, Some(ONE));
         table.may_be_closed(FILE);
         assert_eq!(table.closing(), [FILE]);
-        table.wait(FILE, Instant::now() + PATIENCE);
+        table.wait(FILE, Instant::now() + PATIENCE, || false);
         assert!(table.closing().is_empty() && table.is_hidden(FILE));
     }
 

@@ -230,3 +230,22 @@ fn a_create_that_is_sent_again_is_hidden() {
         }
     }
 }
+
+#[test]
+fn what_was_closed_is_there_whatever_becomes_of_its_release() {
+    for mode in MODES {
+        let lab = Lab::new();
+        let mount = on_close(&lab, mode).supervised().start();
+        let before = daemons(&mount);
+        // close(2) has returned, and the daemon that was told so is killed; its drive takes longer than a moment.
+        for name in
+            ["f@release before@50 ms at release before", "f@release between", "f@250 ms at release between"]
+        {
+            let path = mount.path(name);
+            std::fs::write(&path, "some").unwrap();
+            assert_eq!(in_child(|| super::said(&sys::stat(&path))), "ok", "{name}");
+            unpublished(&mount, 0);
+        }
+        assert_eq!(daemons(&mount), before + 2);
+    }
+}
