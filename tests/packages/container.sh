@@ -6,7 +6,7 @@ container_engine() {
     STORAGE_DRIVER=vfs timeout -k 5 120 "$@"
 }
 pod() {
-    container_engine podman --root "$work/engine/root" --runroot "$work/engine/run" --tmpdir "$work/engine/tmp" \
+    container_engine podman --root "$work/engine/root" --runroot "$runroot" --tmpdir "$work/engine/tmp" \
         --cgroup-manager=cgroupfs --runtime "$work/engine/runc" "$@"
 }
 
@@ -51,7 +51,7 @@ END
 }
 
 build() {
-    container_engine buildah --root "$work/engine/root" --runroot "$work/engine/run" build --quiet --isolation chroot "$@" \
+    container_engine buildah --root "$work/engine/root" --runroot "$runroot" build --quiet --isolation chroot "$@" \
         >"$work/build.log" 2>&1 || { cat "$work/build.log"; fail "buildah build"; }
 }
 
@@ -61,6 +61,9 @@ container() {
         command -v "$needed" >/dev/null || { echo "  --    container: left out, for it needs $needed"; return 0; }
     done
     mkdir -p "$work"/engine/{tmp,built} "$work"/{nvme0,nvme1,shared}/kv
+    # podman takes 50 characters at most.
+    runroot="$(mktemp -d /tmp/kvfs-podman-XXXXXX)"
+    trap 'rm -rf "$runroot"; clean_up' EXIT
     cargo build --quiet --release --locked
     strip -o "$work/engine/built/kvfs" "${CARGO_TARGET_DIR:-target}/release/kvfs"
     engine_runtime
@@ -73,7 +76,7 @@ container() {
     mount --make-shared "$work/shared"
     local client=(--network=host -v "$work/shared:/mnt:rslave" docker.io/library/debian:bookworm-slim)
     pod run -d --name early "${client[@]}" sleep infinity >/dev/null
-    trap 'pod rm -f -t 0 kvfs early >/dev/null 2>&1 || true; clean_up' EXIT
+    trap 'pod rm -f -t 0 kvfs early >/dev/null 2>&1 || true; rm -rf "$runroot"; clean_up' EXIT
     serve
     echo from a container >"$work/data"
     pod run --rm "${client[@]}" sh -c 'echo from a container >/mnt/kv/file' || fail "a client in a container"
