@@ -2,7 +2,7 @@
 //! reached, `after-copy:5` at the fifth.
 //!
 //! And points at which a daemon is killed once for each request: by a name that says at which, `x@unlink after@y`;
-//! or is late, `x@60 ms at release before`.
+//! or is late, `x@60 ms at release begins`.
 //!
 //! What always holds: without the feature `fault-points` there are none.
 

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::attr::stat_fd;
 use super::open::{Handle, OpenNode, birth_from};
+use super::open_table::CLOSED;
 use super::publish::{Last, PATIENCE, PublishStatus, Writer, is_killed};
 use super::readdir::{DirEntry, DirEntryPlus};
 use super::{Caller, DirFd, Entry, Error, Fs, NodeId, OpenDir, Opened, Result, proc_path};
@@ -292,9 +293,10 @@ impl Fs {
             self.publish.with(open.node, |hidden| hidden.acknowledged = true);
         }
         let records = self.publish.may_be_closed(open.node);
-        // One that follows is told once more of what is closed.
-        if !self.keeper.is_there() {
-            self.note_closing(open, &records);
+        // One that follows is told of the RELEASE.
+        match self.keeper.is_there() {
+            true => self.open.note_closed(fh),
+            false => self.note_closing(open, &records),
         }
         Ok(())
     }
@@ -338,10 +340,13 @@ impl Fs {
         access != libc::O_RDONLY && self.hides_on(slot)
     }
 
-    /// A handle that a daemon before had goes on. By whom it was opened isn't known any more.
-    pub(super) fn restored_writer(&self, handle: &Handle, flags: i32) {
+    /// A handle that a daemon before had goes on, by its record. By whom it was opened isn't known any more.
+    pub(super) fn restored_writer(&self, handle: &Handle, recorded: u32) {
         if self.says_closed(handle.node.slot, handle.access) {
-            self.publish.opened(handle.node.node, None, syncs(flags));
+            self.publish.opened(handle.node.node, None, syncs(recorded as i32));
+            if recorded & CLOSED != 0 {
+                self.publish.may_have_been_closed(handle.node.node);
+            }
         }
     }
 
@@ -351,7 +356,7 @@ impl Fs {
         if let Some(handle) = self.open.handle(fh).ok().filter(|_| self.publish.is_on())
             && handle.access != libc::O_RDONLY
         {
-            self.file_point("release before", handle.node.node);
+            self.file_point("release begins", handle.node.node);
             self.writer_is_gone(handle.node.node);
         }
     }

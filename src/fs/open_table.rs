@@ -271,6 +271,14 @@ impl OpenTable {
         Ok(fh)
     }
 
+    /// A descriptor of a handle is closed, perhaps the last one: written down beside the flags of open(2).
+    pub(super) fn note_closed(&self, fh: u64) {
+        let handles = self.handles.read();
+        if let (Some(state), true) = (&self.state, handles.get(place(fh)).is_some_and(|h| h.fh == fh)) {
+            state.flag_handle(place(fh), CLOSED);
+        }
+    }
+
     /// Enters the handles that a daemon before had.
     pub(super) fn restore(&self, handles: impl Iterator<Item = (u64, Handle)>) {
         let entry = |(fh, handle)| (place(fh), Arc::new(Handle { fh, ..handle }));
@@ -292,6 +300,9 @@ impl OpenTable {
         self.handles.read().len()
     }
 }
+
+/// In the record of a handle: a descriptor of it was closed. No flag of open(2) is that high.
+pub(super) const CLOSED: u32 = 1 << 29;
 
 /// Where in the table a handle with this number is, or was.
 pub(super) fn place(fh: u64) -> usize {

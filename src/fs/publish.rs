@@ -24,6 +24,8 @@ use super::NodeId;
 const SHARDS: usize = 32;
 /// So long a RELEASE is waited for after a FLUSH: once, then a descriptor is left somewhere.
 pub(super) const PATIENCE: Duration = Duration::from_millis(100);
+/// The same after a FLUSH that another daemon has answered: from the moment on that this one has taken over.
+const PATIENCE_AFTER_ANOTHER: Duration = Duration::from_millis(50);
 /// So long the end of one is waited for that has come: it waits for the drive.
 const PATIENCE_ONCE_RELEASED: Duration = Duration::from_secs(10);
 
@@ -51,8 +53,18 @@ pub(super) struct Hidden {
     pub(super) synced: bool,
     /// It was fsynced and closed after that: whatever becomes of other descriptors, it's not lost.
     pub(super) acknowledged: bool,
-    /// A descriptor was closed, perhaps the last one.
-    closing: bool,
+    closing: Closing,
+}
+
+/// How far the end of a hidden file is known to have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Closing {
+    #[default]
+    No,
+    /// A descriptor was closed, perhaps the last one; if a daemon before was told so, it's waited for until then.
+    Perhaps(Option<Instant>),
+    /// The last handle is released: it's about to be shown.
+    Released,
 }
 
 /// What becomes of a file with its last writing handle.
@@ -161,15 +173,16 @@ impl Publishing {
         let shard = self.shard(node);
         let mut files = shard.files.lock();
         loop {
-            let Some(Written { handles, hidden: Some(hidden), .. }) = files.get_mut(&node) else { return };
-            if !hidden.closing {
-                return;
-            }
-            let until = if *handles > 0 { deadline } else { deadline + PATIENCE_ONCE_RELEASED };
+            let Some(Written { hidden: Some(hidden), .. }) = files.get_mut(&node) else { return };
+            let until = match hidden.closing {
+                Closing::No => return,
+                Closing::Perhaps(limit) => limit.map_or(deadline, |limit| limit.min(deadline)),
+                Closing::Released => deadline + PATIENCE_ONCE_RELEASED,
+            };
             let now = Instant::now();
             if now >= until || is_out() {
                 // Another descriptor is left: nobody waits for it again.
-                hidden.closing = false;
+                hidden.closing = Closing::No;
                 return;
             }
             shard.changed.wait_until(&mut files, until.min(now + PATIENCE));
@@ -178,7 +191,7 @@ impl Publishing {
 
     /// Whether the file may have been closed.
     pub(super) fn is_closing(&self, node: NodeId) -> bool {
-        self.with(node, |hidden| hidden.closing) == Some(true)
+        self.with(node, |hidden| hidden.closing != Closing::No) == Some(true)
     }
 
     /// Files that may have been closed.
@@ -186,7 +199,8 @@ impl Publishing {
         if !self.hides_any() {
             return Vec::new();
         }
-        let is_closing = |file: &Written| file.hidden.as_ref().is_some_and(|hidden| hidden.closing);
+        let is_closing =
+            |file: &Written| file.hidden.as_ref().is_some_and(|hidden| hidden.closing != Closing::No);
         let of = |shard: &Shard| -> Vec<NodeId> {
             let files = shard.files.lock();
             files.iter().filter(|(_, file)| is_closing(file)).map(|(node, _)| *node).collect()
@@ -217,6 +231,9 @@ impl Publishing {
         file.handles += 1;
         if let Some(hidden) = &mut file.hidden {
             hidden.synced |= synced;
+            if hidden.closing == Closing::Released {
+                hidden.closing = Closing::No;
+            }
         }
         let Some(writer) = writer.filter(|writer| !file.writers.contains(writer)) else { return false };
         file.writers.push(writer);
@@ -244,8 +261,15 @@ impl Publishing {
         let Some(Written { handles, hidden: Some(hidden), .. }) = files.get_mut(&node) else {
             return Vec::new();
         };
-        hidden.closing = true;
+        hidden.closing = Closing::Perhaps(None);
         if *handles == 1 { hidden.records.clone() } else { Vec::new() }
+    }
+
+    /// A daemon before was told that a descriptor is closed, perhaps the last one. If it was, the RELEASE is among
+    /// what waits for this daemon, or nearly.
+    pub(super) fn may_have_been_closed(&self, node: NodeId) {
+        let until = Instant::now() + PATIENCE_AFTER_ANOTHER;
+        self.with(node, |hidden| hidden.closing = Closing::Perhaps(Some(until)));
     }
 
     /// A process is killed that has the file open. Its records.
@@ -269,7 +293,10 @@ impl Publishing {
                 Last::Nothing
             }
             Some(hidden) if hidden.dead && !hidden.acknowledged => Last::Torn,
-            Some(hidden) => Last::Whole(std::mem::take(&mut hidden.records)),
+            Some(hidden) => {
+                hidden.closing = Closing::Released;
+                Last::Whole(std::mem::take(&mut hidden.records))
+            }
         }
     }
 
@@ -344,7 +371,9 @@ mod tests {
         let table = Publishing::new(true);
         table.hide(FILE, 1, Some(5), Some(ONE));
         assert!(matches!(table.released(FILE), Last::Whole(_)));
+        assert!(table.is_closing(FILE), "waited for until it's shown");
         table.opened(FILE, Some(OTHER), false);
+        assert!(!table.is_closing(FILE));
         table.show(FILE);
         assert!(table.hides(FILE, || (12, 1)));
     }

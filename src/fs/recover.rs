@@ -86,7 +86,7 @@ impl Fs {
             requests.insert(record.unique, record.fh);
             match restored {
                 Some(handle) => {
-                    self.restored_writer(&handle, record.flags as i32);
+                    self.restored_writer(&handle, record.flags);
                     handles.push((record.fh, handle));
                 }
                 None => self.lose(record, &mut ids),

@@ -191,7 +191,6 @@ impl Torn {
     ) -> io::Result<()> {
         let Torn { left, stay, dropped, lives, .. } = self;
         let goes_on = !matches!(lives, Lives::None);
-        let of_another = matches!(lives, Lives::All);
         let (stay, dropped) = (stay.into_inner(), dropped.into_inner());
         publish.dropped_at_start.fetch_add(dropped, Relaxed);
         if dropped > 0 {
@@ -219,10 +218,6 @@ impl Torn {
             let node = NodeId::file(self.slot, index.write().pack_ino(ino));
             publish.hide(node, 0, Some(record), Some(begun.writer));
             publish.with(node, |hidden| hidden.dead |= begun.dead);
-            if of_another {
-                // That daemon may have been told so.
-                publish.may_be_closed(node);
-            }
         }
         backing.keep_unclosed(list);
         Ok(())

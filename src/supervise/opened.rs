@@ -22,7 +22,7 @@ pub struct HandleRecord {
     pub birth: u64,
     /// The request that opened it.
     pub unique: u64,
-    /// How it was opened.
+    /// How it was opened, and what came of it.
     pub flags: u32,
     /// Whose it is.
     pub user: u32,
@@ -79,6 +79,13 @@ impl State {
         slot.unique.store(record.unique, Relaxed);
         slot.flags.store(u64::from(record.user) << 32 | u64::from(record.flags), Relaxed);
         slot.fh.store(record.fh, Release);
+    }
+
+    /// Something more is to be known of a handle: these flags, which open(2) has none of.
+    pub fn flag_handle(&self, at: usize, flags: u32) {
+        if let Some(slot) = self.layout().handles.get(at) {
+            slot.flags.fetch_or(flags.into(), Relaxed);
+        }
     }
 
     /// The handle is closed.

@@ -27,7 +27,7 @@ use super::twice::Twice;
 /// change of the layout below, of what is kept in it (`Intent`, `SetRecord`, the fast path's `Registration`), of the
 /// meaning of a [`Tag`](super::Tag), or of what is said to the parent (`Word`), which stays what it was when the mount
 /// was started.
-pub const STATE_VERSION: u8 = 6;
+pub const STATE_VERSION: u8 = 7;
 
 /// Told apart from any other file.
 const MAGIC: u64 = u64::from_le_bytes([b'k', b'v', b'f', b's', b'S', b'T', b'A', STATE_VERSION]);
@@ -367,6 +367,8 @@ mod tests {
         state.keep_handle(5, handle(9));
         state.keep_handle(6, handle(10));
         state.drop_handle(6);
+        state.keep_handle(6, handle(16));
+        state.flag_handle(6, 1 << 30);
         assert_eq!(state.keep_node(11, 1), Some(0));
         assert_eq!(state.keep_node(12, 2), Some(1));
         assert_eq!(state.keep_node(13, 3), Some(2));
@@ -378,7 +380,8 @@ mod tests {
         let state = again(state);
         assert_eq!(state.init(), Some((b"an init of 17 byt".to_vec(), b"answer".to_vec())));
         assert_eq!((state.device(), state.starts(), state.is_recovered()), ((0, 77), 2, true));
-        assert_eq!(state.handles(), [(5, handle(9))]);
+        let flagged = HandleRecord { flags: 1 << 30 | 2, ..handle(16) };
+        assert_eq!(state.handles(), [(5, handle(9)), (6, flagged)]);
         let node = |at, node, backing_id| NodeRecord { at, node, backing_id };
         assert_eq!(state.nodes(), [node(0, 11, 1), node(2, 13, 3)]);
         assert_eq!(state.keep_node(14, 4), Some(1), "the one that is free");

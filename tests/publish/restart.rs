@@ -239,7 +239,7 @@ fn what_was_closed_is_there_whatever_becomes_of_its_release() {
         let before = daemons(&mount);
         // close(2) has returned, and the daemon that was told so is killed; its drive takes longer than a moment.
         for name in
-            ["f@release before@50 ms at release before", "f@release between", "f@250 ms at release between"]
+            ["f@release begins@20 ms at release begins", "f@release between", "f@250 ms at release between"]
         {
             let path = mount.path(name);
             std::fs::write(&path, "some").unwrap();

@@ -6,6 +6,7 @@ used as the ordinary one.
 """
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -310,7 +311,9 @@ class OverACrash(OnAMount):
         return json.loads(asked.stdout) if asked.returncode == 0 else {}
 
     def _kill(self) -> None:
-        while not self.ends.wait(0.05):
+        # One in ten lives long enough for a long call: else the same one is begun by each of them.
+        lives = itertools.cycle(9 * [0.05] + [1.0])
+        while not self.ends.wait(next(lives)):
             status = self._status()
             if status:
                 os.kill(status["pid"], signal.SIGKILL)
