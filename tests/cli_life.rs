@@ -147,6 +147,27 @@ fn signals_unmount_cleanly() {
     }
 }
 
+/// The daemon hears of a close(2) after it has returned, so perhaps just when the mount ends.
+#[test]
+fn closes_that_are_heard_of_while_it_is_unmounted_are_no_errors() {
+    let lab = Lab::new();
+    let builder = lab.mount(&lab.dirs(1));
+    for _ in 0..10 {
+        let mount = builder.clone().start();
+        std::fs::write(mount.path("f"), "kept").unwrap();
+        // Their closing waits for nobody.
+        let open = || sys::open(mount.path("f"), libc::O_RDONLY, 0).unwrap();
+        let held: Vec<_> = (0..1000).map(|_| open()).collect();
+        mount.signal(libc::SIGSTOP);
+        drop(held);
+        mount.signal(libc::SIGCONT);
+        ns::unmount_below(mount.point());
+        let (status, story) = mount.ended_and_said();
+        assert!(status.success(), "{}:\n{story}", cli::ended(status));
+        assert!(!story.contains("ERROR"), "{story}");
+    }
+}
+
 #[test]
 fn the_mount_point_may_be_named_in_other_ways() {
     let lab = Lab::new();

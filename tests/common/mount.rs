@@ -328,12 +328,19 @@ impl Mount {
 
     /// Waits for the daemon to end by itself.
     #[track_caller]
-    pub(crate) fn ended(mut self) -> ExitStatus {
+    pub(crate) fn ended(self) -> ExitStatus {
+        self.ended_and_said().0
+    }
+
+    /// The same, with all that it said.
+    #[track_caller]
+    pub(crate) fn ended_and_said(mut self) -> (ExitStatus, String) {
         let mut child = self.child.take().expect("a running daemon");
-        cli::wait(&mut child, ns::HANG).unwrap_or_else(|| {
+        let status = cli::wait(&mut child, ns::HANG).unwrap_or_else(|| {
             self.kill(&mut child);
             panic!("the daemon did not end:\n{}", self.story())
-        })
+        });
+        (status, self.story())
     }
 
     /// Unmounts and asserts that the daemon ended well; returns what it takes to start again.

@@ -14,6 +14,7 @@ use std::time::Duration;
 #[cfg(target_os = "macos")]
 use std::time::SystemTime;
 
+use log::debug;
 use log::error;
 use log::warn;
 
@@ -136,8 +137,13 @@ impl ReplyRaw {
             crate::answered::tell(self.unique.0, iov);
             sender.send(iov)
         });
-        if let Err(err) = res {
-            error!("Failed to send FUSE reply: {err}");
+        match res {
+            Ok(()) => {}
+            // Nobody waits for it any more: the filesystem was unmounted meanwhile.
+            Err(err) if err.raw_os_error() == Some(libc::ENOENT) => {
+                debug!("The kernel has no request {} any more", self.unique.0);
+            }
+            Err(err) => error!("Failed to send FUSE reply: {err}"),
         }
     }
     pub(crate) fn send_ll(mut self, response: &impl Response) {

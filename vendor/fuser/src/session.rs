@@ -530,7 +530,8 @@ impl<FS: Filesystem> SessionEventLoop<FS> {
             // The kernel driver makes sure that we get exactly one request per read
             let size = match self.ch.receive_retrying(buf.as_mut()) {
                 Ok(size) => size,
-                Err(nix::errno::Errno::ENODEV) => return Ok(()),
+                // The latter while it's being ended: the request that was being read is gone with it.
+                Err(nix::errno::Errno::ENODEV | nix::errno::Errno::ECONNABORTED) => return Ok(()),
                 Err(err) => return Err(err.into()),
             };
             let buf = buf.dispatching();
