@@ -75,8 +75,8 @@ def prepare(say):
         say(f"environment: {environment.root} (being made: some 700 MB to fetch)")
         subprocess.run([sys.executable, "-m", "venv", environment.root], check=True)
         subprocess.run(
-            [environment.python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-cache-dir",
-             "--disable-pip-version-check", "-r", REQUIREMENTS],
+            [environment.python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile",
+             "--no-cache-dir", "--disable-pip-version-check", "-r", REQUIREMENTS],
             check=True)
         made = cuda_standins.make(environment.site_packages, environment.standins)
         say(f"environment: {len(made)} CUDA libraries replaced by stand-ins")
